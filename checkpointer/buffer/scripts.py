@@ -1,0 +1,366 @@
+"""The Lua scripts that change and read a thread's keys, each one atomic step.
+
+Not here: how a call is built and its reply read (`commands.py`). The keys are those of `keys.py`, in the order
+of `ThreadKeys`. Needs Redis 7.0 or Valkey: core commands only. `drain`, `ack` and `drop` free memory and
+run also when memory is full.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+_NAMES = """
+local SEQUENCE, THREADS, DIRTY, ORDER, WRITES, CLEAN, FACTS =
+  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
+local call = redis.call
+local NUL = string.char(0)
+"""
+
+# Lua's < compares by the server's locale, so ids are compared byte by byte.
+_NOT_OLDER = """
+local function not_older(a, b)
+  local n = math.min(#a, #b)
+  for i = 1, n do
+    local x, y = string.byte(a, i), string.byte(b, i)
+    if x ~= y then return x > y end
+  end
+  return #a >= #b
+end
+"""
+
+# A checkpoint's payload begins with its parent's id and the names of the blobs it needs (records.py).
+_REFS = """
+local function refs_of(payload)
+  local parent, at = struct.unpack('>I4c0', payload)
+  local packed = struct.unpack('>I4c0', payload, at)
+  local refs, i = {}, 1
+  while i <= #packed do
+    local ref
+    ref, i = struct.unpack('>I4c0', packed, i)
+    refs[#refs + 1] = ref
+  end
+  return refs
+end
+local function held(name)
+  return call('HGET', DIRTY, name) or call('HGET', CLEAN, name)
+end
+"""
+
+_MARK = """
+local function mark_dirty(thread)
+  local now = call('TIME')
+  call('ZADD', THREADS, 'NX', now[1] * 1000 + math.floor(now[2] / 1000), thread)
+  call('PERSIST', WRITES)
+  call('PERSIST', FACTS)
+end
+"""
+
+
+@dataclass(frozen=True)
+class Script:
+    """A script and the hash by which the server knows it."""
+
+    name: str
+    source: str
+    sha: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sha", hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest())
+
+
+# ARGV: thread, namespace, checkpoint id, ttl ms, known, number of blobs, payload, then name and payload of
+# each blob; `known` is '' or the packed list of all namespaces and heads that Postgres has for the thread.
+# Reply: sequence, then, if this is the namespace's head now, the positions (from 1) of the needed blobs
+# that Redis lacks.
+PUT = Script(
+    "put",
+    "#!lua\n"
+    + _NAMES
+    + _NOT_OLDER
+    + _REFS
+    + _MARK
+    + """
+local thread, ns, id, ttl, known, blobs, payload =
+  ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6]), ARGV[7]
+local cprefix = 'c' .. NUL .. ns .. NUL
+local bprefix = 'b' .. NUL .. ns .. NUL
+local cfield = cprefix .. id
+local previous = held(cfield)
+if previous then
+  -- Put again: the parent stays (as in the table, where the upsert leaves it alone).
+  local parent = struct.unpack('>I4c0', previous)
+  local _, at = struct.unpack('>I4c0', payload)
+  payload = struct.pack('>I4', #parent) .. parent .. string.sub(payload, at)
+end
+local last = call('INCRBY', SEQUENCE, blobs + 1)
+local sequence = last - blobs
+for i = 8, 7 + 2 * blobs, 2 do
+  local name, value = bprefix .. ARGV[i], ARGV[i + 1]
+  if call('HEXISTS', DIRTY, name) == 0 then
+    -- The first value of a version wins, as in the table.
+    call('HSET', DIRTY, name, call('HGET', CLEAN, name) or value)
+    call('ZADD', ORDER, sequence, name)
+  end
+  sequence = sequence + 1
+end
+call('HSET', DIRTY, cfield, payload)
+call('ZADD', ORDER, last, cfield)
+mark_dirty(thread)
+if known ~= '' and call('HSETNX', FACTS, 'all', '1') == 1 then
+  local i = 1
+  while i <= #known do
+    local name, head
+    name, i = struct.unpack('>I4c0', known, i)
+    head, i = struct.unpack('>I4c0', known, i)
+    if head ~= '' then call('HSETNX', FACTS, 'h' .. NUL .. name, head) end
+  end
+end
+local refs = refs_of(payload)
+local hfield = 'h' .. NUL .. ns
+local head = call('HGET', FACTS, hfield)
+local reply = {last}
+if not head or not_older(id, head) then
+  call('HSET', FACTS, hfield, id)
+  if call('PEXPIRE', CLEAN, ttl) == 1 and head and head ~= id then
+    -- The head moved: what only the old one needed leaves the read cache.
+    local needed = {}
+    for _, ref in ipairs(refs) do needed[ref] = true end
+    local old = held(cprefix .. head)
+    if old then
+      for _, ref in ipairs(refs_of(old)) do
+        if not needed[ref] then call('HDEL', CLEAN, bprefix .. ref) end
+      end
+    end
+    call('HDEL', CLEAN, cprefix .. head)
+    local wprefix = 'w' .. NUL .. ns .. NUL .. head
+    for _, name in ipairs(call('ZRANGEBYLEX', WRITES, '[' .. wprefix .. NUL, '(' .. wprefix .. string.char(1))) do
+      if call('HDEL', CLEAN, name) == 1 and call('HEXISTS', DIRTY, name) == 0 then
+        call('ZREM', WRITES, name)
+      end
+    end
+  end
+  for i, ref in ipairs(refs) do
+    local name = bprefix .. ref
+    if call('HEXISTS', DIRTY, name) == 0 and call('HEXISTS', CLEAN, name) == 0 then
+      reply[#reply + 1] = i
+    end
+  end
+end
+return reply
+""",
+)
+
+# ARGV: namespace, checkpoint id, ttl ms, then name and payload of each blob. Reply: 1 if taken.
+# Completes a head that was put while Redis did not hold the channels that had not changed.
+FILL = Script(
+    "fill",
+    "#!lua\n"
+    + _NAMES
+    + """
+if call('HGET', FACTS, 'h' .. NUL .. ARGV[1]) ~= ARGV[2] then return 0 end
+for i = 4, #ARGV, 2 do
+  local name = 'b' .. NUL .. ARGV[1] .. NUL .. ARGV[i]
+  if call('HEXISTS', DIRTY, name) == 0 then call('HSETNX', CLEAN, name, ARGV[i + 1]) end
+end
+call('PEXPIRE', CLEAN, ARGV[3])
+return 1
+""",
+)
+
+# ARGV: thread, 1 to overwrite or 0 to let the first one win, then field and payload of each write.
+# Reply: sequence.
+WRITES = Script(
+    "put_writes",
+    "#!lua\n"
+    + _NAMES
+    + _MARK
+    + """
+local overwrite = ARGV[2] == '1'
+local last = call('INCRBY', SEQUENCE, (#ARGV - 2) / 2)
+local sequence = last - (#ARGV - 2) / 2 + 1
+for i = 3, #ARGV, 2 do
+  local name = ARGV[i]
+  if overwrite or (call('HEXISTS', DIRTY, name) == 0 and call('HEXISTS', CLEAN, name) == 0) then
+    call('HSET', DIRTY, name, ARGV[i + 1])
+    call('ZADD', ORDER, sequence, name)
+    call('ZADD', WRITES, 0, name)
+    call('HDEL', CLEAN, name)
+  end
+  sequence = sequence + 1
+end
+mark_dirty(ARGV[1])
+return last
+""",
+)
+
+# ARGV: namespace, checkpoint id or '' for the latest, 1 to get everything that Postgres may lack.
+# Reply: sequence, all namespaces known (0/1), head id or '', payload or nil, payload is dirty (0/1),
+# complete (0/1), [ref, payload, ...] of the blobs, [field, payload, dirty (0/1), ...] of the writes.
+READ = Script(
+    "read",
+    "#!lua\n"
+    + _NAMES
+    + _REFS
+    + """
+local ns, id, full = ARGV[1], ARGV[2], ARGV[3] == '1'
+local head = call('HGET', FACTS, 'h' .. NUL .. ns) or ''
+local all = call('HEXISTS', FACTS, 'all')
+local latest = id == ''
+if latest then id = head end
+local payload, dirty = false, 0
+if id ~= '' then
+  local name = 'c' .. NUL .. ns .. NUL .. id
+  payload = call('HGET', DIRTY, name)
+  if payload then dirty = 1 else payload = call('HGET', CLEAN, name) end
+end
+local complete = 0
+local blobs = {}
+if payload then
+  complete = 1
+  for _, ref in ipairs(refs_of(payload)) do
+    local value = held('b' .. NUL .. ns .. NUL .. ref)
+    if value then
+      blobs[#blobs + 1] = ref
+      blobs[#blobs + 1] = value
+    else
+      complete = 0
+    end
+  end
+end
+local from, to = 'w' .. NUL .. ns .. NUL .. id, 'w' .. NUL .. ns .. string.char(1)
+if not latest or (complete == 1 and not full) then
+  from, to = from .. NUL, from .. string.char(1)
+end
+local writes = {}
+if id ~= '' or full or all == 0 then
+  for _, name in ipairs(call('ZRANGEBYLEX', WRITES, '[' .. from, '(' .. to)) do
+    local value, changed = call('HGET', DIRTY, name), 1
+    if not value then
+      value, changed = call('HGET', CLEAN, name), 0
+    end
+    if value then
+      writes[#writes + 1] = name
+      writes[#writes + 1] = value
+      writes[#writes + 1] = changed
+    end
+  end
+end
+return {tonumber(call('GET', SEQUENCE) or 0), all, head, payload, dirty, complete, blobs, writes}
+""",
+)
+
+# ARGV: most records, most bytes. Reply: records that wait, the partition's sequence, then field, sequence
+# number and payload of the first ones, in order.
+DRAIN = Script(
+    "drain",
+    "#!lua flags=allow-oom\n"
+    + _NAMES
+    + """
+local names = call('ZRANGE', ORDER, 0, ARGV[1] - 1, 'WITHSCORES')
+local reply = {call('ZCARD', ORDER), tonumber(call('GET', SEQUENCE) or 0)}
+local bytes = 0
+for i = 1, #names, 2 do
+  local value = call('HGET', DIRTY, names[i])
+  reply[#reply + 1] = names[i]
+  reply[#reply + 1] = tonumber(names[i + 1])
+  reply[#reply + 1] = value
+  bytes = bytes + #(value or '')
+  if bytes >= tonumber(ARGV[2]) then break end
+end
+return reply
+""",
+)
+
+# ARGV: thread, sequence, ttl ms. Forgets the records up to the sequence, which are in Postgres now; what belongs
+# to a namespace's head (or to one that is still to come) goes to the read cache. Reply: records that wait.
+ACK = Script(
+    "ack",
+    "#!lua flags=allow-oom\n"
+    + _NAMES
+    + _NOT_OLDER
+    + _REFS
+    + """
+local heads, needed = {}, {}
+local function head_of(ns)
+  if heads[ns] == nil then
+    heads[ns] = call('HGET', FACTS, 'h' .. NUL .. ns)
+    needed[ns] = {}
+    local payload = heads[ns] and held('c' .. NUL .. ns .. NUL .. heads[ns])
+    if payload then
+      for _, ref in ipairs(refs_of(payload)) do needed[ns][ref] = true end
+    end
+  end
+  return heads[ns]
+end
+for _, name in ipairs(call('ZRANGEBYSCORE', ORDER, '-inf', ARGV[2])) do
+  local kind = string.sub(name, 1, 1)
+  local stop = string.find(name, NUL, 3, true)
+  local ns = string.sub(name, 3, stop - 1)
+  local rest = string.sub(name, stop + 1)
+  local head = head_of(ns)
+  local keep
+  if kind == 'c' then
+    keep = head == rest
+  elseif kind == 'b' then
+    keep = needed[ns][rest]
+  else
+    local id = string.sub(rest, 1, string.find(rest, NUL, 1, true) - 1)
+    keep = not head or not_older(id, head)
+    if not keep then call('ZREM', WRITES, name) end
+  end
+  if keep then
+    local value = call('HGET', DIRTY, name)
+    if value then call('HSET', CLEAN, name, value) end
+  end
+  call('HDEL', DIRTY, name)
+  call('ZREM', ORDER, name)
+end
+call('PEXPIRE', CLEAN, ARGV[3])
+local left = call('ZCARD', ORDER)
+if left == 0 then
+  call('ZREM', THREADS, ARGV[1])
+  -- The facts go first: without them nothing is taken for complete.
+  call('PEXPIRE', FACTS, ARGV[3])
+  call('PEXPIRE', CLEAN, ARGV[3] + 1000)
+  call('PEXPIRE', WRITES, ARGV[3] + 1000)
+end
+return left
+""",
+)
+
+# ARGV: thread, sequence. Drops the records up to the sequence and the whole read cache; with 0, only
+# the cache. What came later stays, with the heads worked out anew. Reply: records that wait.
+DROP = Script(
+    "drop",
+    "#!lua flags=allow-oom\n"
+    + _NAMES
+    + _NOT_OLDER
+    + """
+for _, name in ipairs(call('ZRANGEBYSCORE', ORDER, '-inf', ARGV[2])) do
+  call('HDEL', DIRTY, name)
+  call('ZREM', WRITES, name)
+end
+call('ZREMRANGEBYSCORE', ORDER, '-inf', ARGV[2])
+call('DEL', CLEAN, FACTS)
+local left = call('ZRANGE', ORDER, 0, -1)
+if #left == 0 then
+  call('DEL', DIRTY, ORDER, WRITES)
+  call('ZREM', THREADS, ARGV[1])
+  return 0
+end
+for _, name in ipairs(call('ZRANGE', WRITES, 0, -1)) do
+  if call('HEXISTS', DIRTY, name) == 0 then call('ZREM', WRITES, name) end
+end
+for _, name in ipairs(left) do
+  if string.sub(name, 1, 1) == 'c' then
+    local stop = string.find(name, NUL, 3, true)
+    local hfield = 'h' .. NUL .. string.sub(name, 3, stop - 1)
+    local id = string.sub(name, stop + 1)
+    local head = call('HGET', FACTS, hfield)
+    if not head or not_older(id, head) then call('HSET', FACTS, hfield, id) end
+  end
+end
+return #left
+""",
+)

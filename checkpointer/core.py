@@ -1,0 +1,149 @@
+"""What a saver and its clones share: connections, flusher, hooks, counters; opened at first use, closed once.
+
+Not here: LangGraph's contract (`saver.py`). LangGraph clones savers (`with_allowlist`), so nothing that must exist
+once may live in the saver itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from checkpointer.buffer.clients import AsyncRedis, RedisSide, SyncRedis
+from checkpointer.buffer.commands import Commands
+from checkpointer.buffer.keys import KeyLayout
+from checkpointer.errors import ClosedError, WrongLoopError
+from checkpointer.flush.flusher import Flusher
+from checkpointer.flush.ledger import Ledger
+from checkpointer.flush.session import Session
+from checkpointer.hooks import HookContext, Hooks, load_hook
+from checkpointer.operations import Operations
+from checkpointer.store.clients import PostgresSide
+from checkpointer.tiers import Tier
+
+if TYPE_CHECKING:
+    from psycopg_pool import AsyncConnectionPool
+
+    from checkpointer.options import BufferOptions
+    from checkpointer.store.clients import Given
+
+
+class Core:
+    """See the module. The arguments are those of `BufferedPostgresSaver`."""
+
+    def __init__(
+        self,
+        conn: str | Given,
+        redis: str | SyncRedis | AsyncRedis,
+        *,
+        async_conn: AsyncConnectionPool[Any] | None,
+        async_redis: AsyncRedis | None,
+        options: BufferOptions,
+    ) -> None:
+        self.options = options
+        self.hooks = Hooks()
+        emit = self.hooks.emit
+        self.redis_tier = Tier("redis", emit)
+        self.postgres_tier = Tier("postgres", emit)
+        self.postgres = PostgresSide(
+            conn,
+            apool=async_conn,
+            timeout=options.postgres_timeout,
+            pool_size=options.pool_size,
+            tier=self.postgres_tier,
+        )
+        given: dict[str, Any] = {"aclient": async_redis}
+        if isinstance(redis, str):
+            given["url"] = redis
+        elif type(redis).__module__.startswith("redis.asyncio"):
+            given["aclient"] = redis
+        else:
+            given["client"] = redis
+        self.redis = RedisSide(tier=self.redis_tier, timeout=options.redis_timeout, **given)
+        self.commands = Commands(KeyLayout(options.prefix, options.partitions), options.clean_ttl)
+        self.ledger = Ledger()
+        session = Session(self.redis, self.postgres, self.commands, options, self.redis_tier, self.postgres_tier)
+        self.flusher = Flusher(session, self.ledger, options, emit)
+        self.operations = Operations(
+            self.commands,
+            self.ledger,
+            options,
+            emit,
+            self.redis_tier,
+            self.flusher.wake,
+            threading.Lock(),
+        )
+        self._closed = False
+        identity = f"{self.postgres.conninfo}\0{redis if isinstance(redis, str) else ''}\0{options.prefix}"
+        context = HookContext(
+            connect_postgres=self.postgres.dedicated,
+            connect_redis=self.redis.dedicated,  # type: ignore[arg-type]  # a cluster client does as well
+            prefix=options.prefix,
+            identity=hashlib.sha256(identity.encode()).hexdigest()[:16],
+        )
+        for name in options.hooks:
+            self.hooks.add(load_hook(name, context), name=name)
+        itself = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: _forget(itself))
+
+    def check_open(self) -> None:
+        """Refuse to work after closing.
+
+        Raises:
+            ClosedError: The saver is closed.
+        """
+        if self._closed:
+            raise ClosedError("The saver is closed: open a new one with BufferedPostgresSaver.from_conn_string(...).")
+
+    def close(self) -> None:
+        """Flush what this process owes, as far as the time allows, and close what was opened here.
+
+        Raises:
+            WrongLoopError: The running event loop has connections of this saver; use `aclose()`.
+        """
+        try:
+            running: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is not None and running in self.postgres.loops:
+            raise WrongLoopError(
+                "close() would block the event loop that has to close the saver's asynchronous connections: "
+                "use `await saver.aclose()`, or `async with`."
+            )
+        self._close_blocking()
+        for loop in self.postgres.loops:
+            if loop.is_running():
+                asyncio.run_coroutine_threadsafe(self._aclose_loop(), loop).result(self.options.close_timeout)
+
+    async def aclose(self) -> None:
+        """See `close`; for asynchronous callers."""
+        await asyncio.to_thread(self._close_blocking)
+        await self._aclose_loop()
+
+    async def _aclose_loop(self) -> None:
+        await self.redis.aclose()
+        await self.postgres.aclose()
+
+    def _close_blocking(self) -> None:
+        self._closed = True
+        self.flusher.close(self.options.close_timeout)
+        self.hooks.close()
+        self.redis.close()
+        self.postgres.close()
+
+    def forget(self) -> None:
+        """In a forked child: start anew; the parent's connections and debts stay the parent's."""
+        self.redis.forget()
+        self.postgres.forget()
+        self.ledger.clear()
+        self.flusher.forget()
+
+
+def _forget(reference: weakref.ref[Core]) -> None:
+    core = reference()
+    if core is not None:
+        core.forget()

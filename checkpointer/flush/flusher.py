@@ -1,0 +1,396 @@
+"""The flusher: one thread for each saver that brings what is buffered to Postgres, and does the barriers' work.
+
+Not here: the transaction (`session.py`). It wakes up when a run ends, when records get old or many, when
+somebody asks, and at start for what an earlier process left. An outage is retried with backoff, for ever, and
+nothing is dropped. Synchronous and asynchronous callers hand it *jobs* and wait for a future.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from checkpointer.errors import (
+    BufferUnavailableError,
+    CheckpointerError,
+    ClosedError,
+    TierUnavailableError,
+)
+from checkpointer.events import CheckpointEvent, ErrorInfo, describe_error
+from checkpointer.flush import run_end
+from checkpointer.flush.report import FlushReport
+from checkpointer.flush.session import Progress, Session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from checkpointer.flush.ledger import Debt, Ledger
+    from checkpointer.options import BufferOptions
+
+T = TypeVar("T")
+
+_FIRST_BACKOFF = 0.2
+_LONGEST_BACKOFF = 5.0
+_REFUSED_PAUSE = 30.0
+
+
+@dataclass(slots=True)
+class _Job:
+    work: Callable[[Session], Any]
+    future: Future[Any]
+
+
+class Flusher:
+    """See the module. Started by its first use; a daemon thread, so that it never keeps a process alive.
+
+    Args:
+        session: The thread's connections.
+        ledger: What this process owes.
+        options: The saver's settings.
+        emit: Takes events.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        ledger: Ledger,
+        options: BufferOptions,
+        emit: Callable[[CheckpointEvent], None],
+    ) -> None:
+        self._session = session
+        self._ledger = ledger
+        self._options = options
+        self._emit = emit
+        self._cond = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._jobs: deque[_Job] = deque()
+        self._urgent: set[str] = set()
+        self._closed = False
+        self._recover = "start" in options.triggers
+        self._next_scan = 0.0
+        self._retry_at = 0.0
+        self._backoff = _FIRST_BACKOFF
+        self._attempt = 0
+        # Threads whose users were told of the current trouble: thread -> whether Postgres refused it for good.
+        self._troubled: dict[str, bool] = {}
+        self._refused_until: dict[str, float] = {}
+        self._listening = False
+
+    # -- from any thread -----------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the thread, if it does not run."""
+        if self._thread is not None or self._closed:
+            return
+        with self._cond:
+            if self._thread is None and not self._closed:
+                self._thread = threading.Thread(target=self._run, name="checkpointer-flusher", daemon=True)
+                self._thread.start()
+                if "run_end" in self._options.triggers:
+                    self._listening = True
+                    run_end.handler().add(self)
+
+    def submit(self, work: Callable[[Session], T]) -> Future[T]:
+        """Have work done in the flusher's thread, in turn.
+
+        Raises:
+            ClosedError: The flusher is closed.
+        """
+        self.start()
+        future: Future[T] = Future()
+        with self._cond:
+            if self._closed:
+                raise ClosedError("The saver is closed: open a new one.")
+            self._jobs.append(_Job(work, future))
+            self._cond.notify_all()
+        return future
+
+    def flush(self, threads: Sequence[str] | None) -> Future[FlushReport]:
+        """Flush these threads, or everything that is buffered; the future does not fail for an outage."""
+        return self.submit(lambda session: self._flush_now(session, threads))
+
+    def wake(self, threads: Iterable[str]) -> None:
+        """Have these threads flushed soon."""
+        self.start()
+        with self._cond:
+            self._urgent.update(threads)
+            self._cond.notify_all()
+
+    def run_ended(self, thread_id: str, active: frozenset[str]) -> None:
+        """Flush what an ended run has left: its thread, and others that no run is working on."""
+        owed = self._ledger.threads()
+        ready = [thread for thread in owed if thread == thread_id or thread not in active]
+        if ready:
+            self.wake(ready)
+
+    def close(self, timeout: float) -> None:
+        """Flush what this process owes, if so set, and stop. May be called again."""
+        if self._listening:
+            run_end.handler().discard(self)
+        deadline = time.monotonic() + timeout
+        if "close" in self._options.triggers and not self._closed:
+            self._flush_until(deadline)
+        with self._cond:
+            self._closed = True
+            self._cond.notify_all()
+            thread, self._thread = self._thread, None
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(max(1.0, deadline - time.monotonic()))
+        self._session.close()
+        for job in self._jobs:
+            job.future.set_exception(ClosedError("The saver was closed before its turn came."))
+        self._jobs.clear()
+
+    def _flush_until(self, deadline: float) -> None:
+        while self._ledger.records and (left := deadline - time.monotonic()) > 0:
+            with contextlib.suppress(TimeoutError, CheckpointerError):
+                if self.flush(self._ledger.threads()).result(left):
+                    continue
+            # Another worker may be at it, or a server is on its way back.
+            threading.Event().wait(min(0.2, max(0.0, deadline - time.monotonic())))
+
+    def forget(self) -> None:
+        """In a forked child: the parent's thread, connections and debts are not ours."""
+        self._cond = threading.Condition()
+        self._thread = None
+        self._jobs.clear()
+        self._urgent.clear()
+        self._troubled.clear()
+
+    # -- in the flusher's thread ---------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            with self._cond:
+                if not self._jobs and not self._closed and (pause := self._pause()) > 0:
+                    self._cond.wait(pause)
+                if self._closed:
+                    return
+                job = self._jobs.popleft() if self._jobs else None
+            if job is None:
+                if self._pause() <= 0:
+                    self._background()
+            elif job.future.set_running_or_notify_cancel():
+                try:
+                    job.future.set_result(job.work(self._session))
+                except BaseException as exc:  # noqa: BLE001 - it belongs to whoever waits for the future
+                    job.future.set_exception(exc)
+
+    def _pause(self) -> float:
+        """Return the seconds until there is something to do unasked; at most a minute."""
+        now = time.monotonic()
+        due = now + 60.0
+        if self._urgent or self._recover:
+            due = now
+        elif "age" in self._options.triggers:
+            due = min(due, self._next_scan)
+        return max(due, self._retry_at) - now
+
+    def _background(self) -> None:
+        """Flush what is due. Nothing that happens here may end the thread."""
+        with self._cond:
+            urgent, self._urgent = self._urgent, set()
+        recovering = self._recover
+        progress = Progress()
+        age = self._options.flush_age
+        try:
+            wanted = dict.fromkeys(urgent)
+            if recovering:
+                wanted |= dict.fromkeys(self._session.dirty_threads())
+            elif "age" in self._options.triggers and time.monotonic() >= self._next_scan:
+                self._next_scan = time.monotonic() + age / 2
+                wanted |= dict.fromkeys(self._session.dirty_threads(min_age=age))
+                wanted |= dict.fromkeys(self._ledger.threads(older_than=age))
+            now = time.monotonic()
+            wanted = {t: None for t in wanted if self._refused_until.get(t, 0.0) <= now}
+            if wanted:
+                self._session.flush(wanted, None, progress)
+        except Exception as exc:  # noqa: BLE001 - reported; the thread must live
+            with self._cond:
+                self._urgent |= urgent
+            self._back_off()
+            self._settle(progress)
+            self._report_failure(exc, set(self._ledger.threads()) | urgent)
+            return
+        self._recover = False
+        self._backoff, self._attempt, self._retry_at = _FIRST_BACKOFF, 0, 0.0
+        self._settle(progress)
+        if recovering and progress.checkpoints + progress.writes:
+            self._emit(
+                CheckpointEvent(
+                    name="recovery.found",
+                    severity="info",
+                    message=f"The buffer held {progress.checkpoints} checkpoints of earlier runs; they are saved now.",
+                    component="flusher",
+                    operation="recover",
+                    outcome="recovered",
+                    checkpoint_count=progress.checkpoints,
+                    context={"threads": len(progress.done), "writes": progress.writes},
+                )
+            )
+
+    def _back_off(self) -> None:
+        self._attempt += 1
+        self._retry_at = time.monotonic() + self._backoff * random.uniform(0.7, 1.3)
+        self._backoff = min(self._backoff * 2, _LONGEST_BACKOFF)
+
+    def _flush_now(self, session: Session, threads: Sequence[str] | None) -> FlushReport:
+        progress = Progress()
+        wanted: dict[str, None] = dict.fromkeys(threads or ())
+        failure: Exception | None = None
+        try:
+            if threads is None:
+                wanted = dict.fromkeys(session.dirty_threads()) | dict.fromkeys(self._ledger.threads())
+            session.flush(wanted, self._options.postgres_timeout, progress)
+        except Exception as exc:  # noqa: BLE001 - it goes into the report and becomes an event
+            failure = exc
+            self._attempt += 1
+        self._settle(progress)
+        open_threads = [t for t in wanted if t not in progress.done]
+        if threads is None and failure is not None:
+            open_threads = list(dict.fromkeys([*open_threads, *self._ledger.threads()]))
+        report = FlushReport(
+            threads=len(wanted),
+            checkpoints=progress.checkpoints,
+            blobs=progress.blobs,
+            writes=progress.writes,
+            waiting=sum(debt.records for t in open_threads if (debt := self._ledger.debt(t))),
+            waiting_threads=open_threads[:100],
+        )
+        if failure is not None:
+            report.error = describe_error(failure)
+            self._report_failure(failure, set(open_threads))
+        elif progress.refused:
+            report.error = describe_error(next(iter(progress.refused.values())))
+        elif open_threads:
+            self._report_incomplete(open_threads, report)
+        return report
+
+    # -- what it means -------------------------------------------------------------------------------------------
+
+    def _settle(self, progress: Progress) -> None:
+        """Take down what was paid, tell the threads that are out of trouble, and those that are in it."""
+        for thread, upto in progress.done.items():
+            debt = self._ledger.debt(thread)
+            self._ledger.paid(thread, upto)
+            self._refused_until.pop(thread, None)
+            if self._troubled.pop(thread, None) is not None:
+                self._emit(
+                    CheckpointEvent(
+                        name="flush.recovered",
+                        severity="info",
+                        message="The checkpoints that were waiting are saved.",
+                        thread_id=thread,
+                        run_id=debt.run_id if debt else None,
+                        component="flusher",
+                        operation="flush",
+                        outcome="recovered",
+                        checkpoint_count=len(debt.checkpoints) if debt else 0,
+                        user_notice=True,
+                    )
+                )
+        for address, change in progress.changes:
+            self._emit(
+                CheckpointEvent(
+                    name="put.sanitized",
+                    error_type="checkpoint_sanitized",
+                    severity="warning",
+                    message=f"{change.path}: {change.kind} replaced at the Postgres write.",
+                    thread_id=address.thread_id,
+                    checkpoint_ns=address.checkpoint_ns,
+                    component="store",
+                    operation="flush",
+                    context={"changes": [{"path": change.path, "kind": change.kind}]},
+                )
+            )
+        for thread, fields in progress.lost.items():
+            self._emit(
+                CheckpointEvent(
+                    name="checkpoint.lost",
+                    error_type="checkpoint_lost",
+                    severity="critical",
+                    message=f"{len(fields)} buffered records have vanished from Redis before they were flushed. Check "
+                    "maxmemory-policy (it must be noeviction) and who else writes to this server.",
+                    thread_id=thread,
+                    component="buffer",
+                    operation="flush",
+                    outcome="lost",
+                    checkpoint_count=sum(name.startswith(b"c\0") for name in fields),
+                    user_notice=True,
+                )
+            )
+        for thread, exc in progress.refused.items():
+            self._refused_until[thread] = time.monotonic() + _REFUSED_PAUSE
+            if not self._troubled.get(thread):
+                self._troubled[thread] = True
+                self._emit_failure(
+                    thread,
+                    describe_error(exc),
+                    "Postgres refuses a record of this thread; its records stay in the buffer and are tried again.",
+                )
+
+    def _report_failure(self, exc: Exception, threads: set[str]) -> None:
+        """Tell each affected thread once for each outage; operators get the whole error with it."""
+        error = describe_error(exc)
+        if isinstance(exc, BufferUnavailableError):
+            message = "The buffer cannot be read; what it holds will be saved when it is back."
+        elif isinstance(exc, TierUnavailableError):
+            message = (
+                "The database cannot be reached; the checkpoints wait in the buffer and will be saved when it is back."
+            )
+        else:
+            message = f"Flushing failed ({error.type}); the checkpoints wait in the buffer and are tried again."
+        fresh = [thread for thread in threads if thread not in self._troubled]
+        for thread in fresh:
+            self._troubled[thread] = False
+            self._emit_failure(thread, error, message)
+        if not threads and not isinstance(exc, TierUnavailableError) and self._attempt <= 1:
+            self._emit_failure(None, error, message)
+
+    def _emit_failure(self, thread: str | None, error: ErrorInfo, message: str) -> None:
+        debt: Debt | None = self._ledger.debt(thread) if thread is not None else None
+        self._emit(
+            CheckpointEvent(
+                name="flush.failed",
+                error_type="checkpoint_flush_error",
+                severity="critical",
+                message=message,
+                thread_id=thread,
+                run_id=debt.run_id if debt else None,
+                step=debt.first_step if debt else None,
+                component="flusher",
+                operation="flush",
+                attempt=max(1, self._attempt),
+                outcome="retrying",
+                checkpoint_count=len(debt.checkpoints) if debt else 0,
+                error=error,
+                user_notice=thread is not None,
+            )
+        )
+
+    def _report_incomplete(self, threads: list[str], report: FlushReport) -> None:
+        for thread in threads[:100]:
+            debt = self._ledger.debt(thread)
+            self._emit(
+                CheckpointEvent(
+                    name="flush.incomplete",
+                    error_type="checkpoint_flush_error",
+                    severity="warning",
+                    message="Not everything could be saved yet: another worker holds the partition. It is still "
+                    "buffered and will be saved.",
+                    thread_id=thread,
+                    run_id=debt.run_id if debt else None,
+                    component="flusher",
+                    operation="flush",
+                    outcome="buffered",
+                    checkpoint_count=len(debt.checkpoints) if debt else 0,
+                    context={"waiting_records": report.waiting},
+                    user_notice=True,
+                )
+            )

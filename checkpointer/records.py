@@ -1,0 +1,446 @@
+"""What is stored: checkpoint, blob and write records, and how a call's arguments become them.
+
+Not here: where records lie (`buffer/keys.py`, `store/`) and how two answers are merged (`merge.py`). Everything is
+serialised when `put` or `put_writes` is called, never later: channels may hand over containers that change
+afterwards.
+
+A *blob* is one version of one channel; a *ref* names it inside its namespace (`CHANNEL NUL VERSION`). A *write* is a
+pending write of a task. *Inline* values stand in the checkpoint's own JSON, as LangGraph's tables have it:
+None, booleans, numbers and strings; what JSONB could not hold exactly becomes a blob, which LangGraph's own
+saver reads back as well.
+
+Payloads in Redis, where `L` is a big-endian 32-bit length before what follows:
+
+    checkpoint   L parent, L (L ref)*, L metadata JSON, checkpoint JSON
+    blob         L type, bytes
+    write        flags (1: overwrites), L channel, L type, L task path, bytes
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from langgraph.checkpoint.base import (
+    WRITES_IDX_MAP,
+    get_checkpoint_id,
+    get_serializable_checkpoint_metadata,
+)
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.checkpoint.serde.types import _DeltaSnapshot
+
+from checkpointer.errors import InvalidConfigError, UnserializableValueError
+from checkpointer.sanitize import (
+    Change,
+    dump_json,
+    find_unserializable,
+    is_inlinable,
+    json_fallback,
+    may_hold_non_finite,
+    sanitize_value,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from langchain_core.runnables import RunnableConfig
+    from langgraph.checkpoint.base import ChannelVersions, Checkpoint, CheckpointMetadata
+    from langgraph.checkpoint.serde.base import SerializerProtocol
+
+    from checkpointer.options import NonFinite
+
+_LENGTH = struct.Struct(">I")
+
+EMPTY = "empty"
+"""The blob type of a channel that has a version but no value, as LangGraph's tables have it."""
+
+# A B-tree entry of Postgres holds at most 2,704 bytes (a third of a page), and every id is part of a key.
+_KEY_LIMIT = 2_600
+
+
+class Blob(NamedTuple):
+    """One version of one channel; `data` is None for `EMPTY`."""
+
+    channel: str
+    version: str
+    type: str
+    data: bytes | None
+
+    @property
+    def ref(self) -> str:
+        """Its name inside the namespace."""
+        return f"{self.channel}\0{self.version}"
+
+
+class Write(NamedTuple):
+    """One pending write; `overwrite` if a later one of the same index replaces it."""
+
+    task_id: str
+    idx: int
+    channel: str
+    type: str
+    task_path: str
+    data: bytes
+    overwrite: bool
+
+
+class CheckpointRow(NamedTuple):
+    """A checkpoint as it is stored: JSON texts and the refs of the blobs that it needs."""
+
+    checkpoint_id: str
+    parent_id: str | None
+    checkpoint: bytes
+    metadata: bytes
+    refs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a call's records belong."""
+
+    thread_id: str
+    checkpoint_ns: str
+
+
+@dataclass(slots=True)
+class Put:
+    """A `put`, serialised.
+
+    Attributes:
+        address: Thread and namespace.
+        row: The checkpoint.
+        blobs: The new versions.
+        values: Every non-inline channel value by ref, to complete a head whose unchanged channels Redis lacks.
+        changes: What was sanitised.
+        step: The superstep, if the metadata tells.
+        run_id: The run, if the call tells.
+    """
+
+    address: Address
+    row: CheckpointRow
+    blobs: list[Blob]
+    values: dict[str, Any]
+    changes: list[Change]
+    step: int | None
+    run_id: str | None
+
+
+@dataclass(slots=True)
+class PutWrites:
+    """A `put_writes`, serialised."""
+
+    address: Address
+    checkpoint_id: str
+    writes: list[Write]
+    changes: list[Change]
+    run_id: str | None
+
+
+class Codec:
+    """Serialises with a saver's serializer and its rule for non-finite numbers."""
+
+    def __init__(self, serde: SerializerProtocol, non_finite: NonFinite) -> None:
+        self._serde = serde
+        self._non_finite = non_finite
+        # Only this serializer's bytes can be searched for non-finite floats; others, ciphers above all, are
+        # opaque, so that their values have to be walked first.
+        self._searchable = type(serde) is JsonPlusSerializer
+
+    def dump(self, value: Any, path: str, changes: list[Change]) -> tuple[str, bytes]:
+        """Serialise a value; what is sanitised is added to `changes`.
+
+        Raises:
+            NonFiniteValueError: With `non_finite="raise"`.
+            UnserializableValueError: The serializer refuses the value.
+        """
+        if self._non_finite != "keep" and not self._searchable:
+            value = self._sanitize(value, path, changes)
+        kind, data = self._dumps(value, path)
+        if self._searchable and self._non_finite != "keep" and kind == "msgpack" and may_hold_non_finite(data):
+            clean = self._sanitize(value, path, changes)
+            if clean is not value:
+                return self._dumps(clean, path)
+        return kind, data
+
+    def _sanitize(self, value: Any, path: str, changes: list[Change]) -> Any:
+        if isinstance(value, _DeltaSnapshot):
+            # A named tuple that stands for its channel's value, not a part of the state.
+            inner, found = sanitize_value(value.value, path, self._non_finite)
+            changes += found
+            return value if inner is value.value else _DeltaSnapshot(inner)
+        value, found = sanitize_value(value, path, self._non_finite)
+        changes += found
+        return value
+
+    def _dumps(self, value: Any, path: str) -> tuple[str, bytes]:
+        try:
+            kind, data = self._serde.dumps_typed(value)
+        except Exception as exc:
+            # Integers over 64 bits: JSON holds them, and every LangGraph serializer reads JSON back.
+            text = json_fallback(value) if self._searchable else None
+            if text is not None:
+                return "json", text
+            where = find_unserializable(value, self._serde.dumps_typed)
+            raise UnserializableValueError(
+                f"{path}{where} cannot be serialised ({type(exc).__name__}: {exc}). Store a plain value, a dataclass, "
+                "a pydantic model or a message there, or give the saver a serializer that knows this type."
+            ) from exc
+        return kind, bytes(data)
+
+    def encode_put(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> Put:
+        """Serialise the arguments of `put`.
+
+        Raises:
+            InvalidConfigError: An id is missing or cannot be stored.
+            NonFiniteValueError: With `non_finite="raise"`.
+            UnserializableValueError: A value cannot be serialised.
+        """
+        address = address_of(config, need_ns=True)
+        changes: list[Change] = []
+        versions = checkpoint["channel_versions"]
+        inline: dict[str, Any] = {}
+        values: dict[str, Any] = {}
+        for channel, value in checkpoint["channel_values"].items():
+            if isinstance(value, _DeltaSnapshot):
+                inline[channel] = True
+                values[channel] = value
+            elif value is not None and not isinstance(value, str | int | float | bool):
+                values[channel] = value
+            elif is_inlinable(value) or channel not in versions:
+                inline[channel] = value
+            else:
+                if isinstance(value, float):
+                    value = self._sanitize(value, f"channel_values.{channel}", changes)
+                (inline if value is None else values)[channel] = value
+        blobs = [
+            Blob(
+                channel,
+                version_text(version),
+                *self.dump(values[channel], f"channel_values.{channel}", changes),
+            )
+            for channel, version in new_versions.items()
+            if channel in values
+        ]
+        by_ref = {
+            f"{channel}\0{version_text(versions[channel])}": value
+            for channel, value in values.items()
+            if channel in versions
+        }
+        checkpoint_id = _text(checkpoint["id"], "checkpoint['id']")
+        text, found = dump_json({**checkpoint, "channel_values": inline}, "checkpoint", self._non_finite)
+        changes += found
+        merged = get_serializable_checkpoint_metadata(config, metadata)
+        metadata_text, found = dump_json(merged, "metadata", self._non_finite)
+        changes += found
+        for channel in versions:
+            _check_key(address, _text(channel, "a channel's name"), version_text(versions[channel]))
+        parent = get_checkpoint_id(config) or None
+        _check_key(address, checkpoint_id)
+        row = CheckpointRow(
+            checkpoint_id,
+            _text(parent, "checkpoint_id") if parent is not None else None,
+            text,
+            metadata_text,
+            tuple(by_ref),
+        )
+        step = merged.get("step")
+        return Put(address, row, blobs, by_ref, changes, step if isinstance(step, int) else None, run_id_of(config))
+
+    def encode_blobs(self, put: Put, positions: Sequence[int]) -> list[Blob]:
+        """Serialise the needed blobs at these positions (from 1) of the put's refs."""
+        blobs = []
+        for position in positions:
+            ref = put.row.refs[position - 1]
+            channel, _, version = ref.partition("\0")
+            blobs.append(Blob(channel, version, *self.dump(put.values[ref], f"channel_values.{channel}", [])))
+        return blobs
+
+    def encode_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
+    ) -> PutWrites:
+        """Serialise the arguments of `put_writes`.
+
+        Raises:
+            InvalidConfigError: An id is missing or cannot be stored.
+            NonFiniteValueError: With `non_finite="raise"`.
+            UnserializableValueError: A value cannot be serialised.
+        """
+        address = address_of(config, need_ns=True)
+        checkpoint_id = get_checkpoint_id(config)
+        if not checkpoint_id:
+            raise InvalidConfigError(
+                "put_writes needs config['configurable']['checkpoint_id']: the checkpoint that the writes belong to."
+            )
+        _check_key(address, _text(checkpoint_id, "checkpoint_id"), _text(task_id, "task_id"))
+        _text(task_path, "task_path")
+        changes: list[Change] = []
+        overwrite = all(channel in WRITES_IDX_MAP for channel, _ in writes)
+        # Repeated keys in one call: the first one stays, or with special channels the last, as in the table.
+        rows: dict[int, Write] = {}
+        for position, (channel, value) in enumerate(writes):
+            idx = WRITES_IDX_MAP.get(channel, position)
+            if idx in rows and not overwrite:
+                continue
+            kind, data = self.dump(value, f"writes[{position}].{channel}", changes)
+            rows[idx] = Write(task_id, idx, _text(channel, "a channel's name"), kind, task_path, data, overwrite)
+        return PutWrites(address, checkpoint_id, list(rows.values()), changes, run_id_of(config))
+
+
+def version_text(version: str | float) -> str:
+    """Return a version as the blob table has it: the text that JSONB gives back for it."""
+    if isinstance(version, str):
+        return _text(version, "a channel's version")
+    return dump_json(version, "channel_versions", "raise")[0].decode()
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise InvalidConfigError(f"{what} must be a string, not {type(value).__name__}: {value!r}.")
+    if "\0" in value:
+        raise InvalidConfigError(f"{what} holds a NUL character, which Postgres cannot store: {value!r}.")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as exc:
+            raise InvalidConfigError(f"{what} holds a lone surrogate, which Postgres cannot store: {value!r}.") from exc
+    return value
+
+
+def _check_key(address: Address, *ids: str) -> None:
+    parts = (address.thread_id, address.checkpoint_ns, *ids)
+    if sum(map(len, parts)) * 4 > _KEY_LIMIT:  # a character takes at most four bytes
+        size = sum(len(part.encode()) for part in parts)
+        if size > _KEY_LIMIT:
+            raise InvalidConfigError(
+                f"thread_id, checkpoint_ns and {ids[0]!r} are {size} bytes together; an index entry of Postgres holds "
+                f"{_KEY_LIMIT}. Use shorter ids."
+            )
+
+
+def thread_text(thread_id: Any) -> str:
+    """Check a thread's id.
+
+    Raises:
+        InvalidConfigError: It is no string or cannot be stored.
+    """
+    if isinstance(thread_id, int) and not isinstance(thread_id, bool):
+        thread_id = str(thread_id)
+    return _text(thread_id, "thread_id")
+
+
+def address_of(config: RunnableConfig, *, need_ns: bool = False) -> Address:
+    """Read thread and namespace from a config.
+
+    Raises:
+        InvalidConfigError: One is missing or cannot be stored.
+    """
+    configurable = config.get("configurable") if isinstance(config, dict) else None
+    if not configurable or "thread_id" not in configurable:
+        raise InvalidConfigError(
+            "config['configurable']['thread_id'] is missing: call the graph with "
+            "{'configurable': {'thread_id': 'some-id'}}."
+        )
+    if need_ns and "checkpoint_ns" not in configurable:
+        raise InvalidConfigError("config['configurable']['checkpoint_ns'] is missing: use '' for the root graph.")
+    ns = configurable.get("checkpoint_ns", "")
+    return Address(thread_text(configurable["thread_id"]), _text("" if ns is None else ns, "checkpoint_ns"))
+
+
+def run_id_of(config: RunnableConfig) -> str | None:
+    """Return the run of a call, if the config tells."""
+    run_id = config.get("run_id") or (config.get("metadata") or {}).get("run_id")
+    return str(run_id) if run_id else None
+
+
+def saved_config(address: Address, checkpoint_id: str) -> RunnableConfig:
+    """Return the config that names a stored checkpoint."""
+    return {
+        "configurable": {
+            "thread_id": address.thread_id,
+            "checkpoint_ns": address.checkpoint_ns,
+            "checkpoint_id": checkpoint_id,
+        }
+    }
+
+
+def _sized(data: bytes) -> bytes:
+    return _LENGTH.pack(len(data)) + data
+
+
+def _take(data: bytes, at: int) -> tuple[bytes, int]:
+    (size,) = _LENGTH.unpack_from(data, at)
+    at += 4
+    return data[at : at + size], at + size
+
+
+def pack_refs(refs: Sequence[str]) -> bytes:
+    """Pack a list of strings."""
+    return b"".join(_sized(ref.encode()) for ref in refs)
+
+
+def _unpack_refs(data: bytes) -> tuple[str, ...]:
+    refs, at = [], 0
+    while at < len(data):
+        ref, at = _take(data, at)
+        refs.append(ref.decode())
+    return tuple(refs)
+
+
+def pack_checkpoint(row: CheckpointRow) -> bytes:
+    """Pack a checkpoint's payload."""
+    return b"".join(
+        (
+            _sized((row.parent_id or "").encode()),
+            _sized(pack_refs(row.refs)),
+            _sized(row.metadata),
+            row.checkpoint,
+        )
+    )
+
+
+def unpack_checkpoint(checkpoint_id: str, payload: bytes) -> CheckpointRow:
+    """Read a checkpoint's payload."""
+    parent, at = _take(payload, 0)
+    refs, at = _take(payload, at)
+    metadata, at = _take(payload, at)
+    return CheckpointRow(checkpoint_id, parent.decode() or None, payload[at:], metadata, _unpack_refs(refs))
+
+
+def pack_blob(blob: Blob) -> bytes:
+    """Pack a blob's payload."""
+    return _sized(blob.type.encode()) + (blob.data or b"")
+
+
+def unpack_blob(ref: str, payload: bytes) -> Blob:
+    """Read a blob's payload."""
+    channel, _, version = ref.partition("\0")
+    kind, at = _take(payload, 0)
+    return Blob(channel, version, kind.decode(), None if kind == b"empty" else payload[at:])
+
+
+def pack_write(write: Write) -> bytes:
+    """Pack a write's payload."""
+    return b"".join(
+        (
+            b"\1" if write.overwrite else b"\0",
+            _sized(write.channel.encode()),
+            _sized(write.type.encode()),
+            _sized(write.task_path.encode()),
+            write.data,
+        )
+    )
+
+
+def unpack_write(task_id: str, idx: int, payload: bytes) -> Write:
+    """Read a write's payload."""
+    channel, at = _take(payload, 1)
+    kind, at = _take(payload, at)
+    path, at = _take(payload, at)
+    return Write(task_id, idx, channel.decode(), kind.decode(), path.decode(), payload[at:], payload[0] == 1)

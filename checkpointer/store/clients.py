@@ -1,0 +1,233 @@
+"""The Postgres connections: the user's pools, or pools made from a connection string, and thin runners of a query.
+
+Not here: the statements (`reads.py`, `writes.py`). There is one synchronous pool, one asynchronous pool for each
+event loop that uses the saver, and dedicated connections for background threads. No lock stands before a
+pool: it hands out connections to as many callers as it has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import AsyncConnection, Connection
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import DictRow, dict_row
+from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
+
+from checkpointer.errors import ConfigurationError, NotSetUpError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from checkpointer.tiers import Tier
+
+SyncPool = ConnectionPool[Connection[DictRow]]
+AsyncPool = AsyncConnectionPool[AsyncConnection[DictRow]]
+Given = Connection[Any] | ConnectionPool[Any] | AsyncConnectionPool[Any] | AsyncConnection[Any]
+
+_DOWN = (psycopg.OperationalError, psycopg.InterfaceError, OSError)
+_NO_POINT_IN_RETRYING = (PoolTimeout, PoolClosed, TooManyRequests)
+
+
+def check_conninfo(conninfo: str) -> None:
+    """Refuse what cannot be a connection string of Postgres.
+
+    Raises:
+        ConfigurationError: It is not.
+    """
+    try:
+        if not isinstance(conninfo, str) or not conninfo_to_dict(conninfo):
+            raise ConfigurationError("The Postgres connection string is empty: use postgresql://user@host/db.")
+    except psycopg.ProgrammingError as exc:
+        raise ConfigurationError(
+            f"The Postgres connection string cannot be read ({exc}): use postgresql://user:password@host:port/db "
+            "or key=value pairs."
+        ) from exc
+
+
+class PostgresSide:
+    """Hands out Postgres connections.
+
+    Args:
+        given: A connection string, or the user's pool or connection. Of a single connection only the settings are
+            used: it could not be shared, and once broken would stay so.
+        apool: The user's asynchronous pool beside a synchronous one.
+        timeout: Seconds to wait for a connection.
+        pool_size: The most connections of a pool made here.
+        tier: Learns from every call whether the server is there.
+    """
+
+    def __init__(
+        self,
+        given: str | Given,
+        *,
+        apool: AsyncConnectionPool[Any] | None,
+        timeout: float,
+        pool_size: int,
+        tier: Tier,
+    ) -> None:
+        self._tier = tier
+        self._timeout = timeout
+        self._size = pool_size
+        self._lock = threading.Lock()
+        self._kwargs: dict[str, Any] = {"autocommit": True, "prepare_threshold": 0}
+        self._given_pool: SyncPool | None = None
+        self._given_apool: AsyncPool | None = apool
+        if isinstance(given, ConnectionPool | AsyncConnectionPool):
+            if isinstance(given, ConnectionPool):
+                self._given_pool = given
+            else:
+                self._given_apool = given
+            if not isinstance(given.conninfo, str) or callable(given.kwargs):
+                raise ConfigurationError(
+                    "The pool's conninfo or kwargs is a callable; give a pool with fixed settings, the flusher "
+                    "needs connections of its own."
+                )
+            self._conninfo = given.conninfo
+            self._kwargs |= {k: v for k, v in (given.kwargs or {}).items() if k != "row_factory"}
+        elif isinstance(given, Connection | AsyncConnection):
+            self._conninfo = make_conninfo(
+                **given.info.get_parameters(),
+                **({"password": given.info.password} if given.info.password else {}),
+            )
+            self._kwargs["prepare_threshold"] = given.prepare_threshold
+        elif isinstance(given, str):
+            check_conninfo(given)
+            self._conninfo = given
+        else:
+            raise ConfigurationError(
+                "conn must be a connection string, a psycopg connection or a psycopg_pool pool, "
+                f"not {type(given).__name__}."
+            )
+        self._kwargs["autocommit"] = True
+        self._kwargs.setdefault("connect_timeout", max(2, round(timeout)))
+        self._pool = self._given_pool
+        self._by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncPool] = weakref.WeakKeyDictionary()
+
+    @property
+    def conninfo(self) -> str:
+        """The connection string."""
+        return self._conninfo
+
+    def dedicated(self) -> Connection[DictRow]:
+        """Open a connection of its own (autocommit, rows as dicts); the caller closes it."""
+        return Connection[DictRow].connect(self._conninfo, row_factory=dict_row, **self._kwargs)
+
+    async def adedicated(self) -> AsyncConnection[DictRow]:
+        """Open an asynchronous connection of its own; the caller closes it."""
+        return await AsyncConnection[DictRow].connect(self._conninfo, row_factory=dict_row, **self._kwargs)
+
+    def _pool_settings(self) -> dict[str, Any]:
+        return {
+            "kwargs": {**self._kwargs, "row_factory": dict_row},
+            "min_size": min(1, self._size),
+            "max_size": self._size,
+            "timeout": self._timeout,
+            # The pool's own backoff grows to minutes; a short limit lets every later request try anew.
+            "reconnect_timeout": self._timeout,
+            "open": False,
+        }
+
+    def pool(self) -> SyncPool:
+        """Return the shared synchronous pool."""
+        if self._pool is None:
+            with self._lock:
+                if self._pool is None:
+                    pool: SyncPool = ConnectionPool(self._conninfo, **self._pool_settings())
+                    pool.open(wait=False)
+                    self._pool = pool
+        return self._pool
+
+    async def apool(self) -> AsyncPool:
+        """Return the asynchronous pool of the running loop."""
+        if self._given_apool is not None:
+            return self._given_apool
+        loop = asyncio.get_running_loop()
+        pool = self._by_loop.get(loop)
+        if pool is None:
+            pool = self._by_loop[loop] = AsyncConnectionPool(self._conninfo, **self._pool_settings())
+            await pool.open(wait=False)
+        return pool
+
+    def fetch(self, query: str, params: Sequence[Any] = ()) -> list[DictRow]:
+        """Run a read; a connection that broke while it lay in the pool is replaced.
+
+        Raises:
+            StoreUnavailableError: Postgres cannot be reached.
+            NotSetUpError: The tables are missing.
+        """
+        self._tier.check()
+        pool = self.pool()
+        for stale in range(pool.max_size, -1, -1):
+            conn: Connection[DictRow] | None = None
+            try:
+                with (
+                    pool.connection(self._timeout) as conn,
+                    conn.cursor(binary=True, row_factory=dict_row) as cur,
+                ):
+                    rows = cur.execute(query.encode(), params).fetchall()
+            except psycopg.errors.UndefinedTable as exc:
+                raise not_set_up(exc) from exc
+            except _DOWN as exc:
+                if not stale or isinstance(exc, _NO_POINT_IN_RETRYING) or not (conn and conn.broken):
+                    raise self._tier.failed(exc) from exc
+            else:
+                self._tier.succeeded()
+                return rows
+        raise AssertionError("the last attempt returns or raises")
+
+    async def afetch(self, query: str, params: Sequence[Any] = ()) -> list[DictRow]:
+        """Run a read on the running loop's pool; see `fetch`."""
+        self._tier.check()
+        pool = await self.apool()
+        for stale in range(pool.max_size, -1, -1):
+            conn: AsyncConnection[DictRow] | None = None
+            try:
+                async with (
+                    pool.connection(self._timeout) as conn,
+                    conn.cursor(binary=True, row_factory=dict_row) as cur,
+                ):
+                    rows = await (await cur.execute(query.encode(), params)).fetchall()
+            except psycopg.errors.UndefinedTable as exc:
+                raise not_set_up(exc) from exc
+            except _DOWN as exc:
+                if not stale or isinstance(exc, _NO_POINT_IN_RETRYING) or not (conn and conn.broken):
+                    raise self._tier.failed(exc) from exc
+            else:
+                self._tier.succeeded()
+                return rows
+        raise AssertionError("the last attempt returns or raises")
+
+    def close(self) -> None:
+        """Close the synchronous pool, if it was made here."""
+        if self._pool is not None and self._pool is not self._given_pool:
+            self._pool.close()
+        self._pool = self._given_pool
+
+    async def aclose(self) -> None:
+        """Close the running loop's pool, if it was made here."""
+        pool = self._by_loop.pop(asyncio.get_running_loop(), None)
+        if pool is not None:
+            await pool.close()
+
+    @property
+    def loops(self) -> list[asyncio.AbstractEventLoop]:
+        """The event loops that have a pool made here."""
+        return list(self._by_loop)
+
+    def forget(self) -> None:
+        """In a forked child: leave the parent's connections alone."""
+        self._pool = self._given_pool
+        self._by_loop = weakref.WeakKeyDictionary()
+
+
+def not_set_up(cause: BaseException) -> NotSetUpError:
+    """Return the error that says that tables are missing."""
+    return NotSetUpError(
+        f"A table is missing ({cause.args[0] if cause.args else cause}). Call saver.setup() or run "
+        "`checkpointer migrate` once."
+    )
