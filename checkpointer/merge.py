@@ -76,7 +76,9 @@ def stands(read: BufferRead, verdict: Verdict) -> bool:
     """Tell whether a complete answer of Redis is the whole truth, given what Postgres has."""
     if read.head is None:
         return verdict.latest is None
-    known = len(read.writes_of(read.head))
+    # Flushed writes of a head stay in the read cache, so these are all of Postgres' writes, if they all came through
+    # Redis. Dirty ones do not count: they say nothing about what Postgres has.
+    known = sum(not dirty for _, dirty in read.writes_of(read.head))
     if verdict.latest == read.head:
         return verdict.writes <= known
     # Not in Postgres yet: then nothing there may be later, and what is there for it must be known here.

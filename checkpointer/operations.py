@@ -22,7 +22,6 @@ from checkpointer.errors import (
     CheckpointLostError,
     FlushIncompleteError,
     StoreUnavailableError,
-    TierUnavailableError,
     UnsupportedServerError,
 )
 from checkpointer.events import CheckpointEvent, describe_error
@@ -120,7 +119,8 @@ class Operations:
         self._redis_tier = redis_tier
         self._wake = wake
         self._lock = lock
-        self._checked = False
+        self._store_checked = False
+        self._buffer_checked = False
         # What cold reads learned of whole threads: thread -> packed heads, for the thread's next put.
         self._known: OrderedDict[str, bytes] = OrderedDict()
         # Threads whose users were told of this outage of Redis: thread -> its number.
@@ -136,22 +136,33 @@ class Operations:
             UnsupportedServerError: A server is too old.
             ConfigurationError: The application has another number of partitions.
         """
-        if self._checked:
-            return
-        try:
-            row = (yield reads.ready())[0]
-            if row["version"] < _MIN_POSTGRES:
-                raise UnsupportedServerError(
-                    f"Postgres {row['version'] // 10000} is too old: use PostgreSQL 15 or newer."
-                )
-            if not row["tables"]:
-                raise not_set_up(LookupError("the checkpoint tables"))
-            for stored in (yield reads.partitions(self._options.prefix)):
-                check_partitions(self._options, stored["partitions"])
-            yield from self.check_buffer()
-        except TierUnavailableError:
-            return
-        self._checked = True
+        if not self._store_checked:
+            with contextlib.suppress(StoreUnavailableError):
+                row = (yield reads.ready())[0]
+                if row["version"] < _MIN_POSTGRES:
+                    raise UnsupportedServerError(
+                        f"Postgres {row['version'] // 10000} is too old: use PostgreSQL 15 or newer."
+                    )
+                if not row["tables"]:
+                    raise not_set_up(LookupError("the checkpoint tables"))
+                for stored in (yield reads.partitions(self._options.prefix)):
+                    check_partitions(self._options, stored["partitions"])
+                self._store_checked = True
+        if not self._buffer_checked:
+            with contextlib.suppress(BufferUnavailableError):
+                yield from self.check_buffer()
+
+    def register(self) -> Generator[Step, Any, None]:
+        """Note in Postgres into how many partitions the threads are divided, and check both servers.
+
+        Raises:
+            ConfigurationError: The application has another number of partitions.
+            UnsupportedServerError: A server is too old.
+            TierUnavailableError: A server cannot be reached.
+        """
+        yield Job(lambda session: session.connection())
+        yield from self.ready()
+        yield from self.check_buffer()
 
     def check_buffer(self) -> Generator[Step, Any, None]:
         """Check the version of Redis.
@@ -164,6 +175,7 @@ class Operations:
         version = str(info.get("redis_version", "0"))
         if int(version.split(".")[0]) < 7:
             raise UnsupportedServerError(f"Redis {version} is too old: use Redis 7.0 or newer, or Valkey.")
+        self._buffer_checked = True
 
     # -- put -----------------------------------------------------------------------------------------------------
 

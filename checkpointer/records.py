@@ -248,16 +248,18 @@ class Codec:
             _text(parent, "checkpoint_id") if parent is not None else None,
             text,
             metadata_text,
-            tuple(by_ref),
+            (*by_ref, *_kept_snapshots(merged, checkpoint, values)),
         )
         step = merged.get("step")
         return Put(address, row, blobs, by_ref, changes, step if isinstance(step, int) else None, run_id_of(config))
 
     def encode_blobs(self, put: Put, positions: Sequence[int]) -> list[Blob]:
-        """Serialise the needed blobs at these positions (from 1) of the put's refs."""
+        """Serialise the needed blobs at these positions (from 1) of the refs, as far as the put has the values."""
         blobs = []
         for position in positions:
             ref = put.row.refs[position - 1]
+            if ref not in put.values:
+                continue
             channel, _, version = ref.partition("\0")
             blobs.append(Blob(channel, version, *self.dump(put.values[ref], f"channel_values.{channel}", [])))
         return blobs
@@ -291,6 +293,21 @@ class Codec:
             kind, data = self.dump(value, f"writes[{position}].{channel}", changes)
             rows[idx] = Write(task_id, idx, _text(channel, "a channel's name"), kind, task_path, data, overwrite)
         return PutWrites(address, checkpoint_id, list(rows.values()), changes, run_id_of(config))
+
+
+def _kept_snapshots(metadata: Any, checkpoint: Checkpoint, values: dict[str, Any]) -> list[str]:
+    """Return the refs of delta channels that have not changed since their snapshot.
+
+    LangGraph hands such a channel over without a value, but the tables join its snapshot by the version, which is
+    still the same.
+    """
+    versions = checkpoint["channel_versions"]
+    counters = metadata.get("counters_since_delta_snapshot") or {}
+    return [
+        f"{channel}\0{version_text(versions[channel])}"
+        for channel, (updates, _) in counters.items()
+        if updates == 0 and channel in versions and channel not in values
+    ]
 
 
 def version_text(version: str | float) -> str:

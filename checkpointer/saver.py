@@ -188,9 +188,7 @@ class BufferedPostgresSaver(PostgresSaver):
                 schema.setup(conn)
         except (psycopg.OperationalError, OSError) as exc:
             raise self._core.postgres_tier.unavailable(exc) from exc
-        self._run(self._core.operations.ready())
-        self._run(self._core.operations.check_buffer())
-        self._core.flusher.start()
+        self._run(self._core.operations.register())
 
     async def asetup(self) -> None:
         """See `setup`."""
@@ -200,9 +198,7 @@ class BufferedPostgresSaver(PostgresSaver):
                 await schema.asetup(conn)
         except (psycopg.OperationalError, OSError) as exc:
             raise self._core.postgres_tier.unavailable(exc) from exc
-        await self._arun(self._core.operations.ready())
-        await self._arun(self._core.operations.check_buffer())
-        self._core.flusher.start()
+        await self._arun(self._core.operations.register())
 
     # -- the two runners -----------------------------------------------------------------------------------------
 

@@ -116,7 +116,7 @@ def is_transient(exc: psycopg.Error) -> bool:
     """Tell whether the same statement may succeed later: an outage, a lost race, a full disk; no bad data."""
     if exc.sqlstate is None:
         return isinstance(exc, psycopg.OperationalError | psycopg.InterfaceError)
-    return exc.sqlstate[:2] in {"08", "53", "57", "58", "40", "55", "25"}
+    return exc.sqlstate[:2] in {"08", "25", "40", "53", "55", "57", "58"}
 
 
 class Session:
@@ -149,9 +149,9 @@ class Session:
             yield
         except psycopg.errors.UndefinedTable as exc:
             raise not_set_up(exc) from exc
-        except (psycopg.errors.LockNotAvailable, psycopg.errors.TransactionRollback) as exc:
-            raise LockedElsewhereError from exc
         except (psycopg.Error, OSError) as exc:
+            if isinstance(exc, psycopg.Error) and (exc.sqlstate or "")[:2] in {"40", "55"}:
+                raise LockedElsewhereError from exc
             if isinstance(exc, psycopg.Error) and not is_transient(exc):
                 raise
             self._drop_connection()

@@ -1,0 +1,81 @@
+"""Real servers for the tests: a pair for the session, an empty database and a Redis prefix for each test."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
+from uuid import uuid4
+
+import psycopg
+import pytest
+import redis
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from checkpointer import embedded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(frozen=True)
+class Addresses:
+    postgres_uri: str
+    redis_url: str
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Addresses]:
+    """The servers that POSTGRES_URI and REDIS_URL name; embedded ones for what is not named."""
+    postgres_uri, redis_url = os.environ.get("POSTGRES_URI"), os.environ.get("REDIS_URL")
+    with ExitStack() as stack:
+        if not (postgres_uri and redis_url):
+            own = stack.enter_context(embedded.servers())
+            postgres_uri, redis_url = postgres_uri or own.postgres_uri, redis_url or own.redis_url
+        yield Addresses(postgres_uri, redis_url)
+
+
+@pytest.fixture
+def postgres_uri(servers: Addresses) -> Iterator[str]:
+    """The connection string of a fresh, empty database."""
+    name = f"test_{uuid4().hex}"
+    with psycopg.connect(servers.postgres_uri, autocommit=True) as admin:
+        # From template0, since CREATE DATABASE fails while anything is connected to its template.
+        admin.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8'").format(sql.Identifier(name)))
+    yield _with_database(servers.postgres_uri, name)
+    with psycopg.connect(servers.postgres_uri, autocommit=True) as admin:
+        admin.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def redis_url(servers: Addresses) -> str:
+    """The URL of a Redis that other tests use too: keep to keys that start with `prefix`."""
+    return servers.redis_url
+
+
+@pytest.fixture
+def prefix(redis_url: str) -> Iterator[str]:
+    """A key prefix of this test's own; keys `prefix:*` are deleted after it."""
+    name = f"t{uuid4().hex[:12]}"
+    yield name
+    with redis.Redis.from_url(redis_url) as client:
+        for key in client.scan_iter(f"{name}:*", count=1000):
+            client.unlink(key)
+
+
+@pytest.fixture
+def own_servers() -> Iterator[embedded.Servers]:
+    """A pair of servers of this test's own, to kill, pause and restart."""
+    with embedded.servers() as pair:
+        yield pair
+
+
+def _with_database(uri: str, name: str) -> str:
+    """Return the same address with another database, as a URI if it was one."""
+    if "://" not in uri:
+        return make_conninfo(uri, dbname=name)
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(path=f"/{name}"))

@@ -1,0 +1,42 @@
+"""Waiting for something to become true, with a deadline, instead of sleeping for a guessed time."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+T = TypeVar("T")
+
+_INTERVAL = 0.02
+
+
+def wait_until(predicate: Callable[[], T], timeout: float = 15, message: str = "it did not become true") -> T:
+    """Call `predicate` until its result is true, and return that; fail the test after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not (result := predicate()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"After {timeout} s: {message} (last result: {result!r})")
+        time.sleep(_INTERVAL)
+    return result
+
+
+async def await_until(
+    predicate: Callable[[], T | Awaitable[T]],
+    timeout: float = 15,  # noqa: ASYNC109 - the same signature as the synchronous one
+    message: str = "it did not become true",
+) -> T:
+    """As `wait_until`, without blocking the loop; `predicate` may be a coroutine function."""
+    deadline = time.monotonic() + timeout
+    while True:
+        outcome = predicate()
+        result: T = await outcome if inspect.isawaitable(outcome) else outcome
+        if result:
+            return result
+        if time.monotonic() > deadline:
+            raise AssertionError(f"After {timeout} s: {message} (last result: {result!r})")
+        await asyncio.sleep(_INTERVAL)

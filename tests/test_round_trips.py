@@ -1,0 +1,189 @@
+"""What each operation costs, counted on the wire."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from langgraph.checkpoint.base.id import uuid6
+from proxy import Proxy, proxied
+
+from checkpointer import BufferedPostgresSaver
+from checkpointer.buffer import scripts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@dataclass
+class Wired:
+    saver: BufferedPostgresSaver
+    redis: Proxy
+    postgres: Proxy
+
+    def cost(self, operation: Callable[[], Any]) -> tuple[int, int]:
+        """Return the round trips to Redis and to Postgres."""
+        before = (self.redis.turns, self.postgres.turns)
+        operation()
+        return self.redis.turns - before[0], self.postgres.turns - before[1]
+
+    async def acost(self, operation: Callable[[], Any]) -> tuple[int, int]:
+        before = (self.redis.turns, self.postgres.turns)
+        await operation()
+        return self.redis.turns - before[0], self.postgres.turns - before[1]
+
+
+@pytest.fixture
+def wired(postgres_uri: str, redis_url: str, prefix: str) -> Iterator[Wired]:
+    with ExitStack() as stack:
+        uri, postgres = stack.enter_context(proxied(postgres_uri))
+        url, buffer = stack.enter_context(proxied(redis_url))
+        saver = BufferedPostgresSaver.from_conn_string(
+            uri, redis_url=url, prefix=prefix, hooks=(), triggers=frozenset(), pool_size=1
+        )
+        saver.setup()
+        yield Wired(saver, buffer, postgres)
+        saver.close()
+
+
+def thread(checkpoint_id: str | None = None) -> Any:
+    found = {"thread_id": "t", "checkpoint_ns": ""}
+    return {"configurable": {**found, **({"checkpoint_id": checkpoint_id} if checkpoint_id else {})}}
+
+
+def checkpoint(step: int, changed: tuple[str, ...] = ("messages",)) -> tuple[Any, Any, dict[str, str]]:
+    channels = ("messages", "plan", "files")
+    versions = {channel: f"{step if channel in changed else 0:032}.5" for channel in channels}
+    found = {
+        "v": 4,
+        "id": str(uuid6(clock_seq=step)),
+        "ts": "2026-01-01T00:00:00+00:00",
+        "channel_values": {channel: [channel] * 50 for channel in channels},
+        "channel_versions": versions,
+        "versions_seen": {},
+        "updated_channels": list(changed),
+    }
+    return found, {"source": "loop", "step": step, "parents": {}}, {c: versions[c] for c in changed}
+
+
+def test_the_operations_of_a_hot_thread_cost_one_round_trip_each(wired: Wired) -> None:
+    saver = wired.saver
+    first, metadata, _ = checkpoint(0)
+    # Opens the connections and prepares the statements.
+    saver.put(thread(), first, metadata, first["channel_versions"])
+    saver.put_writes(thread(first["id"]), [("messages", ["x"])], "task-0")
+    saver.get_tuple(thread())
+
+    second, metadata, new = checkpoint(1)
+    assert wired.cost(lambda: saver.put(thread(first["id"]), second, metadata, new)) == (1, 0)
+    assert wired.cost(lambda: saver.put_writes(thread(second["id"]), [("messages", ["x"]), ("plan", 1)], "t")) == (1, 0)
+    # One verify query beside it, in a transaction of its own.
+    assert wired.cost(lambda: saver.get_tuple(thread())) == (1, 1)
+    saver.flush()
+    assert wired.cost(lambda: saver.get_tuple(thread())) == (1, 1), "the flushed head is served from the read cache"
+    third, metadata, new = checkpoint(2)
+    assert wired.cost(lambda: saver.put(thread(second["id"]), third, metadata, new)) == (1, 0)
+
+
+async def test_the_asynchronous_operations_cost_the_same(wired: Wired) -> None:
+    saver = wired.saver
+    first, metadata, _ = checkpoint(0)
+    await saver.aput(thread(), first, metadata, first["channel_versions"])
+    await saver.aput_writes(thread(first["id"]), [("messages", ["x"])], "task-0")
+    await saver.aget_tuple(thread())
+
+    second, metadata, new = checkpoint(1)
+    assert await wired.acost(lambda: saver.aput(thread(first["id"]), second, metadata, new)) == (1, 0)
+    assert await wired.acost(lambda: saver.aput_writes(thread(second["id"]), [("messages", ["x"])], "t")) == (1, 0)
+    assert await wired.acost(lambda: saver.aget_tuple(thread())) == (1, 1)
+    await saver.aclose()
+
+
+def test_without_verifying_a_hot_read_asks_redis_alone(
+    postgres_uri: str, redis_url: str, prefix: str
+) -> None:
+    with (
+        proxied(postgres_uri) as (uri, postgres),
+        proxied(redis_url) as (url, buffer),
+        BufferedPostgresSaver.from_conn_string(
+            uri, redis_url=url, prefix=prefix, hooks=(), triggers=frozenset(), verify_reads=False
+        ) as saver,
+    ):
+        saver.setup()
+        first, metadata, _ = checkpoint(0)
+        saver.put(thread(), first, metadata, first["channel_versions"])
+        saver.get_tuple(thread())
+        assert Wired(saver, buffer, postgres).cost(lambda: saver.get_tuple(thread())) == (1, 0)
+
+
+def test_a_cold_read_costs_one_round_trip_to_each(wired: Wired, postgres_uri: str, redis_url: str) -> None:
+    saver = wired.saver
+    first, metadata, _ = checkpoint(0)
+    saver.put(thread(), first, metadata, first["channel_versions"])
+    saver.flush()
+    keys = saver._core.commands.layout.thread("t")
+    client = saver._core.redis.client()
+    for _ in range(2):  # the first one prepares the statement
+        client.delete(keys.clean, keys.facts, keys.writes)
+        saver.get_tuple(thread())
+    client.delete(keys.clean, keys.facts, keys.writes)
+    assert wired.cost(lambda: saver.get_tuple(thread())) == (1, 1)
+
+
+def test_the_first_put_on_a_cold_thread_sends_the_unchanged_channels_once(wired: Wired) -> None:
+    saver = wired.saver
+    first, metadata, _ = checkpoint(0)
+    saver.put(thread(), first, metadata, first["channel_versions"])
+    saver.flush()
+    keys = saver._core.commands.layout.thread("t")
+    client = saver._core.redis.client()
+    client.script_load(scripts.FILL.source)  # a server learns a script once
+    client.delete(keys.clean, keys.facts, keys.writes)
+    second, metadata, new = checkpoint(1)
+    assert wired.cost(lambda: saver.put(thread(first["id"]), second, metadata, new)) == (2, 0)
+    third, metadata, new = checkpoint(2)
+    assert wired.cost(lambda: saver.put(thread(second["id"]), third, metadata, new)) == (1, 0)
+    saver.get_tuple(thread())
+    assert wired.cost(lambda: saver.get_tuple(thread())) == (1, 1)
+
+
+def test_a_put_sends_only_what_changed(wired: Wired) -> None:
+    saver = wired.saver
+    big, metadata, _ = checkpoint(0)
+    big["channel_values"]["files"] = ["x" * 1000] * 1000
+    saver.put(thread(), big, metadata, big["channel_versions"])
+    sent = saver._core.commands.put
+    sizes: list[int] = []
+
+    def measuring(*args: Any) -> Any:
+        call = sent(*args)
+        sizes.append(sum(len(str(a)) if isinstance(a, int) else len(a) for a in call.args))
+        return call
+
+    saver._core.commands.put = measuring
+    small, metadata, new = checkpoint(1, ("plan",))
+    small["channel_values"]["files"] = big["channel_values"]["files"]
+    saver.put(thread(big["id"]), small, metadata, new)
+    assert sizes[0] < 5_000
+
+
+def test_a_flush_of_one_thread_costs_a_handful_of_round_trips_whatever_its_size(wired: Wired) -> None:
+    saver = wired.saver
+
+    def put_some(count: int, start: int) -> None:
+        parent = None
+        for step in range(start, start + count):
+            found, metadata, new = checkpoint(step)
+            saver.put(thread(parent), found, metadata, new)
+            parent = found["id"]
+
+    put_some(2, 0)
+    saver.flush("t")
+    put_some(2, 10)
+    few = wired.cost(lambda: saver.flush("t"))
+    put_some(60, 20)
+    many = wired.cost(lambda: saver.flush("t"))
+    assert few[0] == many[0] == 2, "one to read, one to acknowledge"
+    assert many[1] <= few[1] <= 12
