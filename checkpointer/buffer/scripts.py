@@ -1,8 +1,8 @@
 """The Lua scripts that change and read a thread's keys, each one atomic step.
 
 Not here: how a call is built and its reply read (`commands.py`). The keys are those of `keys.py`, in the order
-of `ThreadKeys`. Needs Redis 7.0 or Valkey: core commands only. `drain`, `ack` and `drop` free memory and
-run also when memory is full.
+of `ThreadKeys`. Needs Redis 7.0 or Valkey: core commands only. `read` needs no memory, `drain`, `ack` and `drop`
+free some: they run also when memory is full.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ return last
 # complete (0/1), [ref, payload, ...] of the blobs, [field, payload, dirty (0/1), ...] of the writes.
 READ = Script(
     "read",
-    "#!lua\n"
+    "#!lua flags=no-writes,allow-oom\n"
     + _NAMES
     + _REFS
     + """

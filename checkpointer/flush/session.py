@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 
 from checkpointer.buffer.clients import run_pipeline
 from checkpointer.buffer.commands import DirtyBlob, DirtyCheckpoint, Drained
-from checkpointer.errors import ConfigurationError
+from checkpointer.errors import CheckpointerError, ConfigurationError
 from checkpointer.records import Address
 from checkpointer.store.clients import not_set_up
 from checkpointer.store.writes import Batch
@@ -147,6 +147,8 @@ class Session:
         """Sort Postgres' errors: missing tables, lost lock, outage; anything else passes."""
         try:
             yield
+        except CheckpointerError:
+            raise  # what happened inside the transaction is named already, and may be an OSError too
         except psycopg.errors.UndefinedTable as exc:
             raise not_set_up(exc) from exc
         except (psycopg.Error, OSError) as exc:

@@ -1,0 +1,231 @@
+"""Where reports go: one `Observability` for each target, and which one is meant if none is named.
+
+A *target* is a database, a Redis and a key prefix. The standard hooks of a saver share one object, which is
+*active* from the first of them until the last is closed. Not here: the stores themselves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import threading
+from datetime import UTC
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from checkpointer.events import CheckpointEvent, Severity
+from checkpointer.hooks import HookContext, Hooks, renew_in_child
+from observability.errors import SYSTEM_ERRORS, SystemErrorStore
+from observability.links import PostgresLink, RedisLink
+from observability.logs import THREAD_LOGS, ThreadLog
+from observability.outbox import Outbox
+from observability.projections import user_view
+from observability.runs import RunEvents
+from observability.scrub import safe_json, safe_text
+from observability.spool import Spool
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_NOTICE_FACTS = ("type", "checkpoint_count", "lost_from_step", "outcome")
+_LOG_LINE = "application.log"
+_RUN_EVENT = "application.run_event"
+_SEVERITY_OF_LEVEL: dict[str, Severity] = {
+    "warning": "warning",
+    "error": "error",
+    "critical": "critical",
+}
+
+
+class Observability:
+    """The stores of one target, and a queue in front of them for the application's own reports.
+
+    Nothing is connected or started until it is needed. After a fork the child has connections and threads
+    of its own.
+
+    Args:
+        context: The target.
+    """
+
+    def __init__(self, context: HookContext) -> None:
+        self._postgres = PostgresLink(context)
+        self._redis = RedisLink(context)
+        self.spool = Spool(context.identity)
+        self._outbox = Outbox(self._postgres, self._redis, self.spool, context.prefix, (SYSTEM_ERRORS, THREAD_LOGS))
+        self.errors = SystemErrorStore(self._outbox)
+        self.log = ThreadLog(self._outbox, self._postgres, self._redis, context.prefix)
+        self.runs = RunEvents(context, self._postgres, self._redis)
+        # The application's reports get what the saver's events get: a bounded queue, a share of it for
+        # criticals, and a thread that waits for the servers in the caller's place.
+        self._queue = Hooks()
+        self._queue.add(self._handle, name="observability")
+
+    def submit(self, event: CheckpointEvent) -> None:
+        """Queue a report; never waits and never raises."""
+        self._queue.emit(event)
+
+    def write_notice(self, event: CheckpointEvent) -> None:
+        """Write the user's view of an event to its thread's log; waits for the servers."""
+        view = user_view(event)
+        self.log.add(
+            view["message"],
+            thread_id=view["thread_id"],
+            level=view["severity"],
+            event_id=event.event_id,
+            occurred_at=event.occurred_at.astimezone(UTC),
+            context={key: view[key] for key in _NOTICE_FACTS if key in view},
+        )
+
+    def submit_log_line(self, message: str, *, thread_id: str, level: str) -> None:
+        """Queue a line for a thread's log; never waits and never raises."""
+        severity = _SEVERITY_OF_LEVEL.get(level, "info")
+        self.submit(
+            CheckpointEvent(
+                name=_LOG_LINE,
+                severity=severity,
+                message=message,
+                thread_id=thread_id,
+                component="application",
+                context={"level": level},
+            )
+        )
+
+    def submit_run_event(self, view: Mapping[str, Any], *, thread_id: str) -> None:
+        """Queue a view for those who watch a thread; never waits and never raises."""
+        critical = view.get("severity") == "critical"
+        self.submit(
+            CheckpointEvent(
+                name=_RUN_EVENT,
+                severity="critical" if critical else "info",
+                message="",
+                thread_id=thread_id,
+                component="application",
+                context=view,
+            )
+        )
+
+    def flush(self, timeout: float = 5.0) -> bool:
+        """Wait until what was submitted before has been stored; return whether it has."""
+        return self._queue.flush(timeout)
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Store what was submitted, then end threads and connections; calling it again does nothing."""
+        self._queue.close(timeout)
+        self.runs.close(timeout)
+        self._outbox.close(timeout)
+        self._redis.close()
+        self._postgres.close()
+
+    def _handle(self, event: CheckpointEvent) -> None:
+        if event.name == _LOG_LINE:
+            self.log.add(
+                event.message,
+                thread_id=event.thread_id or "",
+                level=event.context["level"],
+                event_id=event.event_id,
+                occurred_at=event.occurred_at,
+            )
+        elif event.name == _RUN_EVENT:
+            self.runs.publish({**safe_json(event.context), "thread_id": event.thread_id})
+        else:
+            self.errors.add(event)
+
+
+class _Registry:
+    """The process's active targets, innermost last; guarded by a lock."""
+
+    def __init__(self) -> None:
+        self._active: dict[HookContext, tuple[Observability, int]] = {}
+        self._from_environment: dict[tuple[str | None, str | None], Observability] = {}
+        self._renew()
+        renew_in_child(self._renew)
+
+    def _renew(self) -> None:
+        self._lock = threading.RLock()
+
+    def acquire(self, context: HookContext) -> Observability:
+        with self._lock:
+            observability, users = self._active.get(context) or (Observability(context), 0)
+            self._active[context] = (observability, users + 1)
+            return observability
+
+    def release(self, context: HookContext, timeout: float) -> None:
+        with self._lock:
+            if context not in self._active:
+                return
+            observability, users = self._active[context]
+            if users > 1:
+                self._active[context] = (observability, users - 1)
+                return
+            del self._active[context]
+        observability.close(timeout)
+
+    def current(self) -> Observability:
+        with self._lock:
+            if self._active:
+                return next(reversed(self._active.values()))[0]
+            addresses = os.environ.get("POSTGRES_URI"), os.environ.get("REDIS_URL")
+            if addresses not in self._from_environment:
+                self._from_environment[addresses] = _from_environment(*addresses)
+            return self._from_environment[addresses]
+
+
+_registry: _Registry | None = None
+_registry_lock = threading.Lock()
+
+
+def _the_registry() -> _Registry:
+    global _registry
+    if _registry is None:
+        with _registry_lock:
+            if _registry is None:
+                _registry = _Registry()
+    return _registry
+
+
+def acquire(context: HookContext) -> Observability:
+    """Return the object that the hooks of one saver share, and make it active."""
+    return _the_registry().acquire(context)
+
+
+def release(context: HookContext, timeout: float = 5.0) -> None:
+    """Undo one `acquire`; the last one closes the object."""
+    _the_registry().release(context, timeout)
+
+
+def current() -> Observability:
+    """Return the target that is meant if none is named.
+
+    That is the one of the most recently opened saver that is not yet closed; without one, the one that
+    POSTGRES_URI and REDIS_URL name; without those, one that can only keep errors in the local spool file.
+    """
+    return _the_registry().current()
+
+
+def _from_environment(postgres_uri: str | None, redis_url: str | None) -> Observability:
+    def connect_postgres() -> psycopg.Connection[Any]:
+        if postgres_uri is None:
+            raise psycopg.OperationalError("POSTGRES_URI is not set")
+        return psycopg.connect(postgres_uri, autocommit=True, connect_timeout=3)
+
+    def connect_redis() -> redis.Redis:
+        if redis_url is None:
+            raise redis.ConnectionError("REDIS_URL is not set")
+        return redis.Redis.from_url(redis_url, socket_timeout=2, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0))
+
+    digest = hashlib.sha256(repr((postgres_uri, redis_url)).encode()).hexdigest()[:16]
+    observability = Observability(HookContext(connect_postgres, connect_redis, "checkpointer", f"env-{digest}"))
+    if postgres_uri is None:
+        sys.stderr.write(
+            safe_text(
+                "observability: no saver is open and POSTGRES_URI is not set; "
+                f"errors wait in {'Redis or in ' if redis_url else ''}{observability.spool.path}"
+            )
+            + "\n"
+        )
+    return observability

@@ -1,0 +1,106 @@
+"""Each example runs by itself, on private servers, and shows what it says that it shows."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import Addresses
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+DEADLINE = 120
+
+
+def run(name: str, folder: Path, **environment: str) -> str:
+    """Run an example from an unrelated folder and return what it printed."""
+    inherited = {key: value for key, value in os.environ.items() if key not in ("POSTGRES_URI", "REDIS_URL")}
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name)],
+        cwd=folder,
+        env=inherited | environment | {"CHECKPOINTER_SPOOL_DIR": str(folder / "spool")},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert done.returncode == 0, f"{name} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def test_there_is_a_test_for_every_example() -> None:
+    source = Path(__file__).read_text()
+    names = [path.name for path in EXAMPLES.glob("[!_]*.py")]
+    assert names
+    assert [name for name in names if f'run("{name}"' not in source] == []
+
+
+@pytest.mark.parametrize("where", ["private servers", "given servers"])
+def test_quickstart_is_read_back_by_the_stock_saver(
+    where: str, servers: Addresses, postgres_uri: str, tmp_path: Path
+) -> None:
+    given = {"POSTGRES_URI": postgres_uri, "REDIS_URL": servers.redis_url}
+    said = run("quickstart.py", tmp_path, **(given if where == "given servers" else {}))
+    assert "agent: Paris: 11 degrees, rain; Oslo: 4 degrees, snow" in said
+    assert "agent: Before that you asked: What is the weather in Paris and Oslo?" in said
+    assert "everything is in Postgres: True" in said
+    assert "stock PostgresSaver reads 10 checkpoints, the buffered one 10" in said
+    assert "the same ones: True" in said
+    assert "the same conversation: True (8 messages)" in said
+
+
+def test_nan_fails_the_stock_saver_and_not_ours(tmp_path: Path) -> None:
+    said = run("nan_survives.py", tmp_path)
+    assert "the run raises InvalidTextRepresentation" in said
+    assert "the run completes; stored: score=None details={'answers': 0, 'mean': None}" in said
+    assert re.search(r"reported: .*channel_values\.score, channel_values\.details\.mean", said)
+    kept = "score=nan details={'answers': 0, 'mean': inf}"
+    assert f"the run completes; stored: {kept}" in said
+    assert f"PostgresSaver reads:       {kept}" in said
+
+
+def test_outage_is_told_to_everyone_and_loses_nothing(tmp_path: Path) -> None:
+    said = run("outage.py", tmp_path)
+    run_, after = said.split("Asked now, the saver says: ")
+    assert "*** Postgres is killed (SIGKILL)" in run_
+    assert "the run has completed" in run_
+    assert after.startswith("all in Postgres: False")
+    notice = "This conversation could not be saved to permanent storage yet. It is buffered."
+    assert f"[user's screen] critical: {notice}" in said
+    assert "[user's screen] info: This conversation is saved again." in said
+    log = said.partition("The thread's log:")[2].partition("What an administrator finds")[0]
+    assert f"critical: {notice}" in log
+    admin = said.partition("What an administrator finds")[2]
+    assert re.search(r"checkpoint_flush_error on outage-\w+: The database cannot be reached", admin)
+    assert "postgres_connection_error: 1, at worst error" in admin
+    acknowledged, read = re.findall(r"acknowledged (\d+) checkpoints; stock PostgresSaver reads (\d+)", said)[0]
+    assert int(acknowledged) == int(read) == 13
+    assert "lost: 0" in said
+
+
+def test_crash_recovery_loses_nothing_and_resumes(tmp_path: Path) -> None:
+    said = run("crash_recovery.py", tmp_path)
+    assert "*** the process is killed (SIGKILL)" in said
+    assert int(re.findall(r"acknowledged before the crash: (\d+) checkpoints", said)[0]) >= 8
+    assert "of these in Postgres: 0" in said
+    assert "lost: 0" in said
+    assert "the agent's answer: Paris: 11 degrees, rain; Oslo: " in said
+    before, after, again = map(int, re.findall(r"(\d+) before, (\d+) after; (\d+) again", said)[0])
+    assert before == 3
+    assert before + after - again == 6
+
+
+def test_custom_hook_hears_of_a_nan_whatever_other_hooks_do(tmp_path: Path) -> None:
+    said = run("custom_hook.py", tmp_path)
+    assert "function: [warning] Values that Postgres cannot hold were replaced: channel_values.score (nan)" in said
+    assert "async:    put.sanitized during put" in said
+    assert "the run's answer, whatever the hooks do: nan" in said
+    assert "broken: 0 delivered, 2 failed" in said
+    assert "after unsubscribing there are: on_event_async, broken" in said
+    assert "pager:    [warning] checkpoint_sanitized in application 'checkpointer'" in said
