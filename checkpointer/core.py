@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import threading
-import weakref
 from typing import TYPE_CHECKING, Any
 
 from checkpointer.buffer.clients import AsyncRedis, RedisSide, SyncRedis
@@ -20,7 +18,7 @@ from checkpointer.errors import ClosedError, WrongLoopError
 from checkpointer.flush.flusher import Flusher
 from checkpointer.flush.ledger import Ledger
 from checkpointer.flush.session import Session
-from checkpointer.hooks import HookContext, Hooks, load_hook
+from checkpointer.hooks import HookContext, Hooks, load_hook, renew_in_child
 from checkpointer.operations import Operations
 from checkpointer.store.clients import PostgresSide
 from checkpointer.tiers import Tier
@@ -87,8 +85,7 @@ class Core:
         )
         for name in options.hooks:
             self.hooks.add(load_hook(name, context), name=name)
-        itself = weakref.ref(self)
-        os.register_at_fork(after_in_child=lambda: _forget(itself))
+        renew_in_child(self.forget)
 
     def check_open(self) -> None:
         """Refuse to work after closing.
@@ -141,9 +138,3 @@ class Core:
         self.postgres.forget()
         self.ledger.clear()
         self.flusher.forget()
-
-
-def _forget(reference: weakref.ref[Core]) -> None:
-    core = reference()
-    if core is not None:
-        core.forget()

@@ -154,14 +154,31 @@ class Codec:
             NonFiniteValueError: With `non_finite="raise"`.
             UnserializableValueError: The serializer refuses the value.
         """
-        if self._non_finite != "keep" and not self._searchable:
+        sanitizing = self._non_finite != "keep"
+        if sanitizing and not self._searchable:
             value = self._sanitize(value, path, changes)
-        kind, data = self._dumps(value, path)
-        if self._searchable and self._non_finite != "keep" and kind == "msgpack" and may_hold_non_finite(data):
+        try:
+            kind, data = self._serde.dumps_typed(value)
+        except Exception as exc:  # noqa: BLE001 - a serializer may raise anything; it is kept as the cause
+            return self._dump_refused(value, path, changes, exc)
+        if sanitizing and self._searchable and kind == "msgpack" and may_hold_non_finite(data):
             clean = self._sanitize(value, path, changes)
             if clean is not value:
-                return self._dumps(clean, path)
-        return kind, data
+                kind, data = self._serde.dumps_typed(clean)
+        return kind, bytes(data)
+
+    def _dump_refused(self, value: Any, path: str, changes: list[Change], cause: Exception) -> tuple[str, bytes]:
+        """Serialise what the serializer refuses for an integer over 64 bits: LangGraph reads JSON, which holds it."""
+        if self._searchable:
+            clean = value if self._non_finite == "keep" else self._sanitize(value, path, changes)
+            text = json_fallback(clean)
+            if text is not None:
+                return "json", text
+        where = find_unserializable(value, self._serde.dumps_typed)
+        raise UnserializableValueError(
+            f"{path}{where} cannot be serialised ({type(cause).__name__}: {cause}). Store a plain value, a dataclass, "
+            "a pydantic model or a message there, or give the saver a serializer that knows this type."
+        ) from cause
 
     def _sanitize(self, value: Any, path: str, changes: list[Change]) -> Any:
         if isinstance(value, _DeltaSnapshot):
@@ -172,21 +189,6 @@ class Codec:
         value, found = sanitize_value(value, path, self._non_finite)
         changes += found
         return value
-
-    def _dumps(self, value: Any, path: str) -> tuple[str, bytes]:
-        try:
-            kind, data = self._serde.dumps_typed(value)
-        except Exception as exc:
-            # Integers over 64 bits: JSON holds them, and every LangGraph serializer reads JSON back.
-            text = json_fallback(value) if self._searchable else None
-            if text is not None:
-                return "json", text
-            where = find_unserializable(value, self._serde.dumps_typed)
-            raise UnserializableValueError(
-                f"{path}{where} cannot be serialised ({type(exc).__name__}: {exc}). Store a plain value, a dataclass, "
-                "a pydantic model or a message there, or give the saver a serializer that knows this type."
-            ) from exc
-        return kind, bytes(data)
 
     def encode_put(
         self,

@@ -587,7 +587,7 @@ async def make_calls_async(steps: Generator[Call, Any, None]) -> None:
 
 # -- comparing ---------------------------------------------------------------------------------------------------
 
-_VERSION = re.compile(r"(\d{32})\.\d\.\d+(?:e-\d+)?")
+_VERSION = re.compile(r"(\d{32})\.\d+\.\d+(?:e-\d+)?")
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])")
 _TIME = re.compile(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+\+00:00")
 

@@ -7,11 +7,19 @@ import string
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+import psycopg
 import pytest
 import redis
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.postgres import PostgresSaver
 
@@ -50,7 +58,12 @@ def config(thread: str, ns: str, checkpoint_id: str | None = None) -> Any:
 def plain(found: CheckpointTuple | None) -> Any:
     if found is None:
         return None
-    return (found.config, found.checkpoint, found.metadata, found.parent_config, found.pending_writes)
+    checkpoint = found.checkpoint
+    if checkpoint["v"] < 4:
+        # Where sends move from the parent's writes into a checkpoint without versions, their version is random.
+        versions = {c: v for c, v in checkpoint["channel_versions"].items() if c != "__pregel_tasks"}
+        checkpoint = {**checkpoint, "channel_versions": versions}
+    return (found.config, checkpoint, found.metadata, found.parent_config, found.pending_writes)
 
 
 class Savers(RuleBasedStateMachine):
@@ -83,9 +96,7 @@ class Savers(RuleBasedStateMachine):
         version=st.sampled_from((2, 4, 4, 4)),
         extra=st.dictionaries(st.sampled_from(("user", "tag")), scalars, max_size=2),
     )
-    def put(
-        self, thread: int, ns: str, changed: dict[str, Any], fork: int, version: int, extra: dict[str, Any]
-    ) -> Any:
+    def put(self, thread: int, ns: str, changed: dict[str, Any], fork: int, version: int, extra: dict[str, Any]) -> Any:
         where = (self.threads[thread], ns)
         past = self.history.setdefault(where, [])
         parent = past[-1 - fork % len(past)] if past and fork < 4 else None
@@ -121,7 +132,7 @@ class Savers(RuleBasedStateMachine):
 
     @rule(
         entry=saved,
-        writes=st.lists(st.tuples(st.sampled_from(CHANNELS + ("__pregel_tasks",)), values), max_size=3),
+        writes=st.lists(st.tuples(st.sampled_from((*CHANNELS, "__pregel_tasks")), values), max_size=3),
         task=st.integers(0, 2),
         path=st.sampled_from(("", "~__pregel_pull, b", "~__pregel_pull, a")),
     )
@@ -248,13 +259,8 @@ class Savers(RuleBasedStateMachine):
 
 
 @pytest.mark.timeout(600)
-def test_random_operations_give_the_same_answers_as_stock(
-    postgres_uri: str, redis_url: str, prefix: str
-) -> None:
-    stock_uri = postgres_uri
+def test_random_operations_give_the_same_answers_as_stock(postgres_uri: str, redis_url: str, prefix: str) -> None:
     # Stock writes to a schema of its own in the same database.
-    import psycopg
-
     with psycopg.connect(postgres_uri, autocommit=True) as admin:
         admin.execute("CREATE SCHEMA stock")
     separator = "&" if "?" in postgres_uri else "?"

@@ -415,15 +415,18 @@ def test_a_saver_with_another_number_of_partitions_is_refused(make: Any) -> None
 
 
 def test_isolation_and_commit_settings_are_forced(make: Any, postgres_uri: str, rows: Rows) -> None:
-    rows.conn.execute("DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET synchronous_commit = off', current_database()); "
-                      "EXECUTE format('ALTER DATABASE %I SET default_transaction_isolation = ''repeatable read''', "
-                      "current_database()); END $$")
+    rows.conn.execute(
+        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET synchronous_commit = off', current_database()); "
+        "EXECUTE format('ALTER DATABASE %I SET default_transaction_isolation = ''repeatable read''', "
+        "current_database()); END $$"
+    )
     saver = make(triggers=frozenset())
     session = saver._core.flusher._session
     with session.locked(["t"], 1.0) as (cur, held):
         assert len(held) == 1
-        shown = cur.execute("SELECT current_setting('synchronous_commit') AS s, "
-                            "current_setting('transaction_isolation') AS i").fetchone()
+        shown = cur.execute(
+            "SELECT current_setting('synchronous_commit') AS s, current_setting('transaction_isolation') AS i"
+        ).fetchone()
     assert (shown["s"], shown["i"]) == ("on", "read committed")
 
 

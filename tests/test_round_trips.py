@@ -101,9 +101,7 @@ async def test_the_asynchronous_operations_cost_the_same(wired: Wired) -> None:
     await saver.aclose()
 
 
-def test_without_verifying_a_hot_read_asks_redis_alone(
-    postgres_uri: str, redis_url: str, prefix: str
-) -> None:
+def test_without_verifying_a_hot_read_asks_redis_alone(postgres_uri: str, redis_url: str, prefix: str) -> None:
     with (
         proxied(postgres_uri) as (uri, postgres),
         proxied(redis_url) as (url, buffer),

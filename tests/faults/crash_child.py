@@ -46,9 +46,7 @@ class Acknowledging(BufferedPostgresSaver):
 
     def _told_writes(self, config: Any, writes: Any, task_id: str) -> None:
         found = config["configurable"]
-        self._tell(
-            "writes", found["thread_id"], found["checkpoint_ns"], found["checkpoint_id"], task_id, len(writes)
-        )
+        self._tell("writes", found["thread_id"], found["checkpoint_ns"], found["checkpoint_id"], task_id, len(writes))
 
 
 def build(saver: Any) -> Any:

@@ -74,13 +74,17 @@ def test_every_acknowledged_put_is_in_postgres_after_sigkill_and_recovery(
         puts += sum(line[0] == "put" for line in lines)
         writes += sum(int(line[5]) for line in lines if line[0] == "writes")
         assert_all_in_postgres(postgres_uri, lines, f"round {round_number}, CRASH_SEED={seed}")
-    print(f"acknowledged: {puts} puts, {writes} writes; {found_in_buffer} checkpoints were still in the buffer; lost: 0")
+    print(
+        f"acknowledged: {puts} puts, {writes} writes; {found_in_buffer} checkpoints were still in the buffer; lost: 0"
+    )
     assert found_in_buffer > 0, "no kill hit a moment with unflushed records: the test shows nothing"
 
 
 def assert_all_in_postgres(uri: str, lines: list[list[str]], when: str) -> None:
     with psycopg.connect(uri, autocommit=True) as conn:
-        checkpoints = {tuple(row) for row in conn.execute("SELECT thread_id, checkpoint_ns, checkpoint_id FROM checkpoints")}
+        checkpoints = {
+            tuple(row) for row in conn.execute("SELECT thread_id, checkpoint_ns, checkpoint_id FROM checkpoints")
+        }
         written: dict[tuple[str, ...], int] = {}
         for *key, count in conn.execute(
             "SELECT thread_id, checkpoint_ns, checkpoint_id, task_id, count(*) FROM checkpoint_writes "
@@ -128,7 +132,7 @@ def test_a_killed_runs_thread_is_resumed_by_another_process(postgres_uri: str, r
         config: Any = {"configurable": {"thread_id": thread}}
         state = graph.get_state(config)
         assert state.config["configurable"]["checkpoint_id"] >= newest
-        assert state.next
+        assert state.tasks
         before = len(state.values["xs"])
         for _ in graph.stream(None, config):
             if len(graph.get_state(config).values["xs"]) > before + 5:

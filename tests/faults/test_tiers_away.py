@@ -129,7 +129,9 @@ async def test_an_asynchronous_run_completes_while_postgres_is_away(make: Any, o
     await await_until(lambda: named(saver, "flush.failed"))
     await asyncio.to_thread(own_servers.postgres.start)
     await await_until(lambda: not saver._core.ledger.records, timeout=30)
-    assert len([t for t in stock_history(own_servers.postgres_uri) if not t.config["configurable"]["checkpoint_ns"]]) == 6
+    assert (
+        len([t for t in stock_history(own_servers.postgres_uri) if not t.config["configurable"]["checkpoint_ns"]]) == 6
+    )
     assert (await run.aget_state(config())).values == result
     await saver.aclose()
 
@@ -236,7 +238,9 @@ async def test_an_asynchronous_run_completes_while_redis_is_away(make: Any, own_
     assert result["xs"] == [1, 2, 1, 2, 1, 1, 1]
     await asyncio.to_thread(own_servers.valkey.start)
     await await_until(lambda: not saver._core.ledger.records, timeout=30)
-    assert len([t for t in stock_history(own_servers.postgres_uri) if not t.config["configurable"]["checkpoint_ns"]]) == 6
+    assert (
+        len([t for t in stock_history(own_servers.postgres_uri) if not t.config["configurable"]["checkpoint_ns"]]) == 6
+    )
     await saver.aclose()
 
 
@@ -282,7 +286,9 @@ def test_a_paused_redis_costs_one_time_out_not_one_for_each_put(make: Any, own_s
         own_servers.valkey.resume()
 
 
-def test_redis_killed_under_load_has_all_that_it_acknowledged_after_its_restart(make: Any, own_servers: Servers) -> None:
+def test_redis_killed_under_load_has_all_that_it_acknowledged_after_its_restart(
+    make: Any, own_servers: Servers
+) -> None:
     saver = make(triggers=frozenset())
     for i in range(50):
         put_one(saver, "t", i)
@@ -340,7 +346,12 @@ def test_with_both_away_the_put_raises_and_an_event_says_from_which_step_the_run
 @pytest.mark.parametrize("away", ["postgres", "valkey"])
 @pytest.mark.parametrize("subgraph", [False, True])
 async def test_console_thread_log_run_events_and_error_table_all_know_of_an_outage(
-    make: Any, own_servers: Servers, away: str, subgraph: bool, caplog: pytest.LogCaptureFixture, tmp_path: Any,
+    make: Any,
+    own_servers: Servers,
+    away: str,
+    subgraph: bool,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import observability
