@@ -6,14 +6,13 @@ import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
 import psycopg
 import pytest
 import redis
+from helpers import with_database
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
 
 from checkpointer import embedded
 
@@ -45,7 +44,7 @@ def postgres_uri(servers: Addresses) -> Iterator[str]:
     with psycopg.connect(servers.postgres_uri, autocommit=True) as admin:
         # From template0, since CREATE DATABASE fails while anything is connected to its template.
         admin.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8'").format(sql.Identifier(name)))
-    yield _with_database(servers.postgres_uri, name)
+    yield with_database(servers.postgres_uri, name)
     with psycopg.connect(servers.postgres_uri, autocommit=True) as admin:
         admin.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
@@ -71,11 +70,3 @@ def own_servers() -> Iterator[embedded.Servers]:
     """A pair of servers of this test's own, to kill, pause and restart."""
     with embedded.servers() as pair:
         yield pair
-
-
-def _with_database(uri: str, name: str) -> str:
-    """Return the same address with another database, as a URI if it was one."""
-    if "://" not in uri:
-        return make_conninfo(uri, dbname=name)
-    parts = urlsplit(uri)
-    return urlunsplit(parts._replace(path=f"/{name}"))

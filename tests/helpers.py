@@ -1,4 +1,4 @@
-"""Waiting for something to become true, with a deadline, instead of sleeping for a guessed time."""
+"""What several test files use: waiting for something to become true, and addresses of databases."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import asyncio
 import inspect
 import time
 from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+from psycopg.conninfo import make_conninfo
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -40,3 +43,11 @@ async def await_until(
         if time.monotonic() > deadline:
             raise AssertionError(f"After {timeout} s: {message} (last result: {result!r})")
         await asyncio.sleep(_INTERVAL)
+
+
+def with_database(uri: str, name: str) -> str:
+    """Return the same address with another database, as a URI if it was one."""
+    if "://" not in uri:
+        return make_conninfo(uri, dbname=name)
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(path=f"/{name}"))

@@ -11,7 +11,6 @@ from uuid import uuid4
 import psycopg
 import pytest
 import redis
-from conftest import _with_database
 from graphs import (
     MARKER,
     SCENARIOS,
@@ -28,6 +27,7 @@ from graphs import (
     plain,
     sorted_interrupts,
 )
+from helpers import with_database
 from langgraph._internal import _serde
 from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
@@ -209,7 +209,7 @@ def database(servers: Addresses) -> Iterator[str]:
     name = f"graphs_{uuid4().hex}"
     with psycopg.connect(servers.postgres_uri, autocommit=True) as admin:
         admin.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'")
-        uri = _with_database(servers.postgres_uri, name)
+        uri = with_database(servers.postgres_uri, name)
         with BufferedPostgresSaver.from_conn_string(uri, redis_url=servers.redis_url, hooks=(), **NEVER) as saver:
             saver.setup()
         yield uri
