@@ -12,12 +12,18 @@ import psycopg
 import pytest
 import redis
 from helpers import with_database
+from hypothesis import settings
 from psycopg import sql
 
 from checkpointer import embedded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+# No test depends on speed.
+settings.register_profile("project", deadline=None)
+settings.load_profile("project")
 
 
 @dataclass(frozen=True)
