@@ -123,8 +123,9 @@ class Operations:
         self._buffer_checked = False
         # What cold reads learned of whole threads: thread -> packed heads, for the thread's next put.
         self._known: OrderedDict[str, bytes] = OrderedDict()
-        # Threads whose users were told of this outage of Redis: thread -> its number.
-        self._told: dict[str, int] = {}
+        # Threads whose users were told of the outage of Redis with this number.
+        self._told: set[str] = set()
+        self._told_of = 0
 
     # -- the door ------------------------------------------------------------------------------------------------
 
@@ -183,6 +184,7 @@ class Operations:
         """Store a checkpoint: in the buffer, or in Postgres if the buffer cannot take it."""
         yield from self.ready()
         address = put.address
+        self._ledger.begin(address.thread_id)
         self._report_changes(address, put.changes, "put", put.row.checkpoint_id, put.step, put.run_id)
         try:
             reply = self._commands.read_put((yield self._commands.put(put, self._known.pop(address.thread_id, b""))))
@@ -219,6 +221,7 @@ class Operations:
             return
         yield from self.ready()
         address = put.address
+        self._ledger.begin(address.thread_id)
         self._report_changes(address, put.changes, "put_writes", put.checkpoint_id, None, put.run_id)
         try:
             sequence = int((yield self._commands.put_writes(put)))
@@ -272,9 +275,13 @@ class Operations:
                 + ("" if step is None else f" of step {step}")
                 + "; what the run does from here on is not saved. Resume the thread when the servers are back."
             ) from exc
-        if self._told.get(address.thread_id) == self._redis_tier.outages:
-            return
-        self._told[address.thread_id] = self._redis_tier.outages
+        with self._lock:
+            if self._told_of != self._redis_tier.outages:
+                self._told_of = self._redis_tier.outages
+                self._told.clear()
+            if address.thread_id in self._told:
+                return
+            self._told.add(address.thread_id)
         self._emit(
             CheckpointEvent(
                 name="put.around",
@@ -450,7 +457,7 @@ class Operations:
         if self._options.on_unverifiable == "serve":
             return
         debt = self._ledger.debt(address.thread_id)
-        mine = debt is not None or self._told.get(address.thread_id) == self._redis_tier.outages
+        mine = self._ledger.works_on(address.thread_id)
         last = address.checkpoint_ns.rpartition("|")[2]
         if mine and ":" in last and (debt is None or address.checkpoint_ns not in debt.namespaces):
             return

@@ -44,19 +44,22 @@ class Tier:
         """Whether the last call failed."""
         return self._down_since is not None
 
-    def check(self) -> None:
+    def check(self) -> float:
         """Let a call through, or refuse it while the tier is down.
+
+        Returns:
+            When the call begins, for `succeeded`.
 
         Raises:
             TierUnavailableError: The tier is down and the next probe is not due.
         """
+        now = time.monotonic()
         if self._down_since is None:
-            return
+            return now
         with self._lock:
-            now = time.monotonic()
             if self._down_since is None or now >= self._probe_at:
                 self._probe_at = now + self._pause
-                return
+                return now
             error = self._error
         raise self.unavailable(error)
 
@@ -106,14 +109,19 @@ class Tier:
             )
         return self.unavailable(exc)
 
-    def succeeded(self) -> None:
-        """Note a call that was answered; the first one after an outage becomes a `backend.up` event."""
+    def succeeded(self, begun: float) -> None:
+        """Note a call that was answered; the first one after an outage becomes a `backend.up` event.
+
+        Args:
+            begun: When the call began. One from before the outage, whose answer is noted late, proves nothing.
+        """
         if self._down_since is None:
             return
         with self._lock:
-            since, self._down_since, self._error = self._down_since, None, None
-        if since is None:
-            return
+            since = self._down_since
+            if since is None or begun < since:
+                return
+            self._down_since = self._error = None
         label = "Redis" if self.name == "redis" else "Postgres"
         self._emit(
             CheckpointEvent(

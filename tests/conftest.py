@@ -32,6 +32,18 @@ class Addresses:
     redis_url: str
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _spool_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Error reports that find no server go to a folder of this session, not to the user's."""
+    before = os.environ.get("CHECKPOINTER_SPOOL_DIR")
+    os.environ["CHECKPOINTER_SPOOL_DIR"] = str(tmp_path_factory.mktemp("spool"))
+    yield
+    if before is None:
+        del os.environ["CHECKPOINTER_SPOOL_DIR"]
+    else:
+        os.environ["CHECKPOINTER_SPOOL_DIR"] = before
+
+
 @pytest.fixture(scope="session")
 def servers() -> Iterator[Addresses]:
     """The servers that POSTGRES_URI and REDIS_URL name; embedded ones for what is not named."""

@@ -170,7 +170,7 @@ class RedisSide:
         Raises:
             BufferUnavailableError: Redis cannot be reached or refuses; whether the call took effect is open.
         """
-        self._tier.check()
+        begun = self._tier.check()
         client = self.client()
         try:
             try:
@@ -179,7 +179,7 @@ class RedisSide:
                 reply = client.eval(call.script.source, len(call.keys), *call.keys, *call.args)
         except _FAILURES as exc:
             raise self._tier.failed(exc) from exc
-        self._tier.succeeded()
+        self._tier.succeeded(begun)
         return reply
 
     async def arun(self, call: ScriptCall) -> Any:
@@ -188,7 +188,7 @@ class RedisSide:
         Raises:
             BufferUnavailableError: Redis cannot be reached or refuses; whether the call took effect is open.
         """
-        self._tier.check()
+        begun = self._tier.check()
         client = self.aclient()
         try:
             try:
@@ -197,7 +197,7 @@ class RedisSide:
                 reply = await client.eval(call.script.source, len(call.keys), *call.keys, *call.args)
         except _FAILURES as exc:
             raise self._tier.failed(exc) from exc
-        self._tier.succeeded()
+        self._tier.succeeded(begun)
         return reply
 
     def info(self) -> dict[str, Any]:

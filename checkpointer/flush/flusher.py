@@ -216,7 +216,7 @@ class Flusher:
                 self._urgent |= urgent
             self._back_off()
             self._settle(progress)
-            self._report_failure(exc, set(self._ledger.threads()) | urgent)
+            self._report_failure(exc, set(self._ledger.threads()))
             return
         self._recover = False
         self._backoff, self._attempt, self._retry_at = _FIRST_BACKOFF, 0, 0.0

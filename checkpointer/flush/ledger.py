@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import OrderedDict
 from dataclasses import dataclass, field
+
+_RECENT = 10_000
 
 
 @dataclass(slots=True)
@@ -41,6 +44,7 @@ class Ledger:
         self._lock = threading.Lock()
         self._debts: dict[str, Debt] = {}
         self._records = 0
+        self._recent: OrderedDict[str, None] = OrderedDict()
 
     def note(
         self,
@@ -85,6 +89,18 @@ class Ledger:
         """Return what is owed for a thread."""
         return self._debts.get(thread_id)
 
+    def begin(self, thread_id: str) -> None:
+        """Note that this process works on a thread: it is about to put something."""
+        with self._lock:
+            self._recent[thread_id] = None
+            self._recent.move_to_end(thread_id)
+            if len(self._recent) > _RECENT:
+                self._recent.popitem(last=False)
+
+    def works_on(self, thread_id: str) -> bool:
+        """Tell whether this process has lately put, or tried to put, something of a thread."""
+        return thread_id in self._recent
+
     def threads(self, older_than: float = 0.0) -> list[str]:
         """Return the threads whose debt is at least this many seconds old, oldest first."""
         limit = time.monotonic() - older_than
@@ -95,6 +111,7 @@ class Ledger:
         """Forget all; in a forked child."""
         self._lock = threading.Lock()
         self._debts.clear()
+        self._recent.clear()
         self._records = 0
 
     @property

@@ -10,6 +10,7 @@ committed meanwhile; what is forgotten before the commit may be lost.
 from __future__ import annotations
 
 import contextlib
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -192,11 +193,12 @@ class Session:
 
     @contextlib.contextmanager
     def _redis_errors(self) -> Iterator[None]:
+        begun = time.monotonic()
         try:
             yield
         except (RedisError, OSError) as exc:
             raise self._redis_tier.failed(exc) from exc
-        self._redis_tier.succeeded()
+        self._redis_tier.succeeded(begun)
 
     def redis(self) -> SyncRedis:
         """Return the Redis client."""
@@ -271,13 +273,14 @@ class Session:
             StoreUnavailableError: Postgres cannot be reached.
         """
         partitions = sorted({self.commands.layout.partition_of(thread) for thread in threads})
+        begun = time.monotonic()
         conn = self.connection()
         with self._postgres_errors(), conn.transaction(), conn.cursor(binary=True) as cur:
             # Several statements in one round trip: only the text protocol, unprepared, takes them.
             conn.execute(_BEGIN.format(lock_ms=max(1, int((wait or 0) * 1000))).encode(), prepare=False)
             cur.execute((_LOCK + ("SKIP LOCKED" if wait is None else "")).encode(), (self.options.prefix, partitions))
             yield cur, {row["partition"] for row in cur.fetchall()}
-        self._postgres_tier.succeeded()
+        self._postgres_tier.succeeded(begun)
 
     def flush(self, threads: Iterable[str], wait: float | None, progress: Progress) -> None:
         """Bring the dirty records of these threads to Postgres, in batches.

@@ -160,7 +160,7 @@ class PostgresSide:
             StoreUnavailableError: Postgres cannot be reached.
             NotSetUpError: The tables are missing.
         """
-        self._tier.check()
+        begun = self._tier.check()
         pool = self.pool()
         for stale in range(pool.max_size, -1, -1):
             conn: Connection[DictRow] | None = None
@@ -176,13 +176,13 @@ class PostgresSide:
                 if not stale or isinstance(exc, _NO_POINT_IN_RETRYING) or not (conn and conn.broken):
                     raise self._tier.failed(exc) from exc
             else:
-                self._tier.succeeded()
+                self._tier.succeeded(begun)
                 return rows
         raise AssertionError("the last attempt returns or raises")
 
     async def afetch(self, query: str, params: Sequence[Any] = ()) -> list[DictRow]:
         """Run a read on the running loop's pool; see `fetch`."""
-        self._tier.check()
+        begun = self._tier.check()
         pool = await self.apool()
         for stale in range(pool.max_size, -1, -1):
             conn: AsyncConnection[DictRow] | None = None
@@ -198,7 +198,7 @@ class PostgresSide:
                 if not stale or isinstance(exc, _NO_POINT_IN_RETRYING) or not (conn and conn.broken):
                     raise self._tier.failed(exc) from exc
             else:
-                self._tier.succeeded()
+                self._tier.succeeded(begun)
                 return rows
         raise AssertionError("the last attempt returns or raises")
 
