@@ -120,7 +120,7 @@ def described(value: Any, leaf: Callable[[Any], Any]) -> Any:
         return [(id(key), described(child, leaf)) for key, child in value.items()]
     if isinstance(value, set | frozenset):
         # Of equal elements, such as (NaN, 1) and (NaN, True) when they have become (None, 1), any one stays.
-        return type(value), {repr(described(child, lambda inner: as_number(leaf(inner)))) for child in value}
+        return type(value), sorted({repr(described(child, lambda inner: as_number(leaf(inner)))) for child in value})
     if isinstance(value, CONTAINERS):
         return type(value), [described(child, leaf) for child in value]
     return leaf(value)
