@@ -78,7 +78,10 @@ def stands(read: BufferRead, verdict: Verdict) -> bool:
         return verdict.latest is None
     # Flushed writes of a head stay in the read cache, so these are all of Postgres' writes, if they all came through
     # Redis. Dirty ones do not count: they say nothing about what Postgres has.
-    known = sum(not dirty for _, dirty in read.writes_of(read.head))
+    flushed = [write for write, dirty in read.writes_of(read.head) if not dirty]
+    if any(write.overwrite for write in flushed):
+        return False  # a control write can be replaced in Postgres, and the number of writes would not tell
+    known = len(flushed)
     if verdict.latest == read.head:
         return verdict.writes <= known
     # Not in Postgres yet: then nothing there may be later, and what is there for it must be known here.
