@@ -9,14 +9,17 @@ from __future__ import annotations
 import dataclasses
 import operator
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum, IntEnum
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypedDict
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import numpy as np
+import psycopg
+from helpers import with_database
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
@@ -29,8 +32,10 @@ from langgraph.prebuilt import ToolNode, tools_condition
 from langgraph.types import Command, Interrupt, Overwrite, RetryPolicy, Send, interrupt
 from pydantic import BaseModel
 
+from checkpointer import BufferedPostgresSaver
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     from langchain_core.runnables import RunnableConfig
     from langgraph.checkpoint.base import BaseCheckpointSaver
@@ -547,6 +552,22 @@ SCENARIOS = {
 }
 
 
+# -- a database --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def database_with_tables(postgres_uri: str, redis_url: str) -> Iterator[str]:
+    """Make a database that is set up; many tests can share it, which saves each the migrations."""
+    name = f"shared_{uuid4().hex}"
+    with psycopg.connect(postgres_uri, autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'")
+        uri = with_database(postgres_uri, name)
+        with BufferedPostgresSaver.from_conn_string(uri, redis_url=redis_url, hooks=(), triggers=frozenset()) as saver:
+            saver.setup()
+        yield uri
+        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
 # -- making the calls -------------------------------------------------------------------------------------------
 
 
@@ -663,11 +684,17 @@ def sorted_interrupts(result: Any) -> Any:
     return result
 
 
-def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
+def assert_equal(ours: Any, theirs: Any) -> None:
     """Name the places where two plain values differ."""
+    found = _differences(ours, theirs, "")
+    if found:
+        raise AssertionError(f"{len(found)} differences:\n" + "\n".join(found[:10]))
+
+
+def _differences(ours: Any, theirs: Any, path: str) -> list[str]:
     if type(ours) is type(theirs) and isinstance(ours, list | tuple) and len(ours) == len(theirs):
         pairs = zip(ours, theirs, strict=True)
-        return [d for i, (own, other) in enumerate(pairs) for d in differences(own, other, f"{path}[{i}]")]
+        return [d for i, (own, other) in enumerate(pairs) for d in _differences(own, other, f"{path}[{i}]")]
     if isinstance(ours, dict) and isinstance(theirs, dict) and ours.keys() == theirs.keys():
-        return [d for key in ours for d in differences(ours[key], theirs[key], f"{path}.{key}")]
-    return [] if ours == theirs else [f"{path}: {ours!r}\n    is not {theirs!r}"]
+        return [d for key in ours for d in _differences(ours[key], theirs[key], f"{path}.{key}")]
+    return [] if ours == theirs else [f"{path or 'all'}: {ours!r}\n    is not {theirs!r}"]

@@ -6,7 +6,6 @@ import asyncio
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import psycopg
 import pytest
@@ -18,16 +17,16 @@ from graphs import (
     Point,
     Run,
     Scenario,
+    assert_equal,
     build_chain,
     build_everything,
-    differences,
+    database_with_tables,
     exactly,
     make_calls,
     make_calls_async,
     plain,
     sorted_interrupts,
 )
-from helpers import with_database
 from langgraph._internal import _serde
 from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
@@ -205,15 +204,9 @@ class Place:
 
 @pytest.fixture(scope="module")
 def database(servers: Addresses) -> Iterator[str]:
-    """A database with the tables, for all tests here: each has threads and a prefix of its own."""
-    name = f"graphs_{uuid4().hex}"
-    with psycopg.connect(servers.postgres_uri, autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'")
-        uri = with_database(servers.postgres_uri, name)
-        with BufferedPostgresSaver.from_conn_string(uri, redis_url=servers.redis_url, hooks=(), **NEVER) as saver:
-            saver.setup()
+    """A database for all tests here: each has threads and a prefix of its own."""
+    with database_with_tables(servers.postgres_uri, servers.redis_url) as uri:
         yield uri
-        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture
@@ -232,20 +225,20 @@ def by_namespace(rows: list[CheckpointTuple]) -> list[CheckpointTuple]:
 def assert_same(place: Place, ours: Evidence, stock: Evidence) -> None:
     assert [method for method, _ in ours.outcomes] == [method for method, _ in stock.outcomes]
     mine, theirs = plain(ours.outcomes, place.our_thread), plain(stock.outcomes, place.stock_thread)
-    assert not differences(mine, theirs)
+    assert_equal(mine, theirs)
 
 
 def assert_rows_agree(place: Place, ours: Evidence, saver: Recorded, serde: SerializerProtocol | None = None) -> None:
     buffered, flushed = map(exactly, ours.reads)
     stored = exactly(place.stock_reads(saver, serde))
     assert None not in stored[1]
-    assert not differences(buffered, stored)
-    assert not differences(flushed, stored)
+    assert_equal(buffered, stored)
+    assert_equal(flushed, stored)
     rows = place.rows(place.our_thread, serde)
     ids = {(r.config["configurable"]["checkpoint_ns"], r.config["configurable"]["checkpoint_id"]) for r in rows}
     assert ids == set(saver.saved)
     # And the tables hold what they would if LangGraph's own saver had run the graph.
-    assert not differences(
+    assert_equal(
         plain(by_namespace(rows), place.our_thread),
         plain(by_namespace(place.rows(place.stock_thread, serde)), place.stock_thread),
     )
