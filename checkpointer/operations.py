@@ -18,9 +18,7 @@ from psycopg.types.json import Jsonb
 from checkpointer.buffer.commands import BufferRead, Commands, ScriptCall, pack_known
 from checkpointer.errors import (
     BufferUnavailableError,
-    CheckpointerError,
     CheckpointLostError,
-    FlushIncompleteError,
     StoreUnavailableError,
     UnsupportedServerError,
 )
@@ -44,8 +42,8 @@ from checkpointer.records import (
     Codec,
     Put,
     PutWrites,
-    _text,
     address_of,
+    checked_text,
     saved_config,
     thread_text,
 )
@@ -87,7 +85,6 @@ class ServerInfo:
 
 
 Step = ScriptCall | Query | Job | ServerInfo
-Steps = "Generator[Step, Any, T]"
 
 
 class Operations:
@@ -536,7 +533,7 @@ class Operations:
                 params.append(address.checkpoint_ns)
             if checkpoint_id := get_checkpoint_id(config):
                 wheres.append("checkpoint_id = %s")
-                params.append(_text(checkpoint_id, "checkpoint_id"))
+                params.append(checked_text(checkpoint_id, "checkpoint_id"))
         if filter:
             # Sanitised like the metadata that it is compared with.
             text, _ = dump_json(filter, "filter", "null")
@@ -602,14 +599,3 @@ def thread_ids(values: Any) -> list[str]:
     if isinstance(values, str):
         raise TypeError("thread_ids must be a sequence of thread IDs, not a str")
     return list(dict.fromkeys(thread_text(value) for value in values))
-
-
-__all__ = [
-    "CheckpointerError",
-    "FlushIncompleteError",
-    "Job",
-    "Operations",
-    "ServerInfo",
-    "Step",
-    "thread_ids",
-]

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from checkpointer.errors import ConfigurationError
 from checkpointer.hooks import STANDARD_HOOKS
+from checkpointer.sanitize import NonFinite
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-NonFinite = Literal["null", "keep", "raise"]
 OnUnverifiable = Literal["raise", "serve"]
 Trigger = Literal["start", "run_end", "age", "size", "close"]
 

@@ -18,6 +18,7 @@ Payloads in Redis, where `L` is a big-endian 32-bit length before what follows:
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -33,6 +34,7 @@ from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from checkpointer.errors import InvalidConfigError, UnserializableValueError
 from checkpointer.sanitize import (
     Change,
+    NonFinite,
     dump_json,
     find_unserializable,
     is_inlinable,
@@ -48,7 +50,6 @@ if TYPE_CHECKING:
     from langgraph.checkpoint.base import ChannelVersions, Checkpoint, CheckpointMetadata
     from langgraph.checkpoint.serde.base import SerializerProtocol
 
-    from checkpointer.options import NonFinite
 
 _LENGTH = struct.Struct(">I")
 
@@ -168,9 +169,16 @@ class Codec:
         return kind, bytes(data)
 
     def _dump_refused(self, value: Any, path: str, changes: list[Change], cause: Exception) -> tuple[str, bytes]:
-        """Serialise what the serializer refuses for an integer over 64 bits: LangGraph reads JSON, which holds it."""
+        """Serialise what the serializer refuses as it is.
+
+        Sanitised it may pass (a NumPy NaN becomes None); integers over 64 bits fit into JSON, which LangGraph reads.
+        """
         if self._searchable:
             clean = value if self._non_finite == "keep" else self._sanitize(value, path, changes)
+            if clean is not value:
+                with contextlib.suppress(Exception):
+                    kind, data = self._serde.dumps_typed(clean)
+                    return kind, bytes(data)
             text = json_fallback(clean)
             if text is not None:
                 return "json", text
@@ -235,19 +243,19 @@ class Codec:
             for channel, value in values.items()
             if channel in versions
         }
-        checkpoint_id = _text(checkpoint["id"], "checkpoint['id']")
+        checkpoint_id = checked_text(checkpoint["id"], "checkpoint['id']")
         text, found = dump_json({**checkpoint, "channel_values": inline}, "checkpoint", self._non_finite)
         changes += found
         merged = get_serializable_checkpoint_metadata(config, metadata)
         metadata_text, found = dump_json(merged, "metadata", self._non_finite)
         changes += found
         for channel in versions:
-            _check_key(address, _text(channel, "a channel's name"), version_text(versions[channel]))
+            _check_key(address, checked_text(channel, "a channel's name"), version_text(versions[channel]))
         parent = get_checkpoint_id(config) or None
         _check_key(address, checkpoint_id)
         row = CheckpointRow(
             checkpoint_id,
-            _text(parent, "checkpoint_id") if parent is not None else None,
+            checked_text(parent, "checkpoint_id") if parent is not None else None,
             text,
             metadata_text,
             (*by_ref, *_kept_snapshots(merged, checkpoint, values)),
@@ -282,8 +290,8 @@ class Codec:
             raise InvalidConfigError(
                 "put_writes needs config['configurable']['checkpoint_id']: the checkpoint that the writes belong to."
             )
-        _check_key(address, _text(checkpoint_id, "checkpoint_id"), _text(task_id, "task_id"))
-        _text(task_path, "task_path")
+        _check_key(address, checked_text(checkpoint_id, "checkpoint_id"), checked_text(task_id, "task_id"))
+        checked_text(task_path, "task_path")
         changes: list[Change] = []
         overwrite = all(channel in WRITES_IDX_MAP for channel, _ in writes)
         # Repeated keys in one call: the first one stays, or with special channels the last, as in the table.
@@ -293,7 +301,7 @@ class Codec:
             if idx in rows and not overwrite:
                 continue
             kind, data = self.dump(value, f"writes[{position}].{channel}", changes)
-            rows[idx] = Write(task_id, idx, _text(channel, "a channel's name"), kind, task_path, data, overwrite)
+            rows[idx] = Write(task_id, idx, checked_text(channel, "a channel's name"), kind, task_path, data, overwrite)
         return PutWrites(address, checkpoint_id, list(rows.values()), changes, run_id_of(config))
 
 
@@ -315,11 +323,16 @@ def _kept_snapshots(metadata: Any, checkpoint: Checkpoint, values: dict[str, Any
 def version_text(version: str | float) -> str:
     """Return a version as the blob table has it: the text that JSONB gives back for it."""
     if isinstance(version, str):
-        return _text(version, "a channel's version")
+        return checked_text(version, "a channel's version")
     return dump_json(version, "channel_versions", "raise")[0].decode()
 
 
-def _text(value: Any, what: str) -> str:
+def checked_text(value: Any, what: str) -> str:
+    """Check an id or a name that becomes TEXT in Postgres.
+
+    Raises:
+        InvalidConfigError: It is no string or cannot be stored.
+    """
     if not isinstance(value, str):
         raise InvalidConfigError(f"{what} must be a string, not {type(value).__name__}: {value!r}.")
     if "\0" in value:
@@ -351,7 +364,7 @@ def thread_text(thread_id: Any) -> str:
     """
     if isinstance(thread_id, int) and not isinstance(thread_id, bool):
         thread_id = str(thread_id)
-    return _text(thread_id, "thread_id")
+    return checked_text(thread_id, "thread_id")
 
 
 def address_of(config: RunnableConfig, *, need_ns: bool = False) -> Address:
@@ -369,7 +382,7 @@ def address_of(config: RunnableConfig, *, need_ns: bool = False) -> Address:
     if need_ns and "checkpoint_ns" not in configurable:
         raise InvalidConfigError("config['configurable']['checkpoint_ns'] is missing: use '' for the root graph.")
     ns = configurable.get("checkpoint_ns", "")
-    return Address(thread_text(configurable["thread_id"]), _text("" if ns is None else ns, "checkpoint_ns"))
+    return Address(thread_text(configurable["thread_id"]), checked_text("" if ns is None else ns, "checkpoint_ns"))
 
 
 def run_id_of(config: RunnableConfig) -> str | None:

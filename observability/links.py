@@ -61,6 +61,10 @@ class _Link:
         if time.monotonic() < self._retry_at:
             raise AwayError(f"{self._name} is away")
 
+    def retry_now(self) -> None:
+        """Let the next use try the server, however short ago it failed."""
+        self._retry_at = 0.0
+
     def _failed(self, exc: BaseException) -> AwayError:
         if not self._pause:
             # Only the class: messages of connection errors can quote credentials.

@@ -206,6 +206,10 @@ class Outbox:
         pause = 0.0
         while True:
             stopping = self._stop.wait(pause)
+            if stopping:
+                # The last attempt is a real one: a server that has just come back is not to be passed over.
+                self._postgres.retry_now()
+                self._redis.retry_now()
             try:
                 moved = self._drain_batch()
                 pause = 0.0 if moved else _FIRST_PAUSE

@@ -6,9 +6,11 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import psycopg
 import pytest
 import redis
+from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.base.id import uuid6
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
@@ -227,6 +229,14 @@ def test_what_no_table_can_hold_as_it_is_never_makes_a_flush_fail(saver: Buffere
     for key in saver._core.redis.client().scan_iter(f"{saver.options.prefix}:*"):
         saver._core.redis.client().delete(key)
     assert saver.get_tuple(config()) == before
+
+
+def test_a_numpy_nan_beside_what_json_cannot_hold_is_sanitised(saver: BufferedPostgresSaver) -> None:
+    value = {"score": np.float64("nan"), "pair": (1, 2), "message": HumanMessage("hi", id="1")}
+    saver.put(config(), checkpoint(plan=value), {}, {"plan": "1"})
+    found = saver.get_tuple(config())
+    assert found is not None
+    assert found.checkpoint["channel_values"]["plan"] == {**value, "score": None, "pair": [1, 2]}
 
 
 def test_a_put_before_setup_is_refused_and_writes_nothing(postgres_uri: str, redis_url: str, prefix: str) -> None:

@@ -176,7 +176,6 @@ def test_an_unknown_query_is_wrong_usage_and_names_the_known_ones(
         assert "values" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not hasattr(queries, "names"), reason="there are no shipped queries")
 def test_every_shipped_query_runs_on_a_database_that_is_set_up(postgres_uri: str) -> None:
     assert run("migrate", POSTGRES_URI=postgres_uri).returncode == 0
     names = run("query", "--list").stdout.split()

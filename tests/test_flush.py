@@ -244,6 +244,27 @@ def test_the_start_flushes_what_an_earlier_saver_has_left(make: Any, rows: Rows)
     assert events[0].checkpoint_count == 3
 
 
+def test_a_savers_own_first_records_are_no_recovery(make: Any, rows: Rows) -> None:
+    first = make(triggers=frozenset())
+    events: list[CheckpointEvent] = []
+    second = BufferedPostgresSaver.from_conn_string(
+        first._core.postgres.conninfo,
+        redis_url=first._core.redis._url,
+        prefix=first.options.prefix,
+        hooks=(),
+        triggers=frozenset({"start"}),
+    )
+    second.hooks.add(events.append)
+    with second:  # without setup(): the flusher starts at the first use
+        start, second._core.flusher.start = second._core.flusher.start, lambda: None
+        update_only(second, "mine")
+        second._core.flusher.start = start
+        start()
+        wait_until(lambda: rows.checkpoints("mine") == 1)
+        assert second.hooks.flush(5)
+    assert not [event for event in events if event.name == "recovery.found"]
+
+
 def test_without_triggers_nothing_is_flushed_unasked(make: Any, rows: Rows) -> None:
     saver = make(triggers=frozenset())
     chain(saver, one).invoke({"xs": []}, config("t"))

@@ -198,11 +198,16 @@ class Flusher:
             urgent, self._urgent = self._urgent, set()
         recovering = self._recover
         progress = Progress()
+        recovered = Progress()
         age = self._options.flush_age
         try:
             wanted = dict.fromkeys(urgent)
             if recovering:
-                wanted |= dict.fromkeys(self._session.dirty_threads())
+                found = self._session.dirty_threads()
+                earlier = [thread for thread in found if not self._ledger.works_on(thread)]
+                if earlier:
+                    self._session.flush(earlier, None, recovered)
+                wanted |= dict.fromkeys(thread for thread in found if self._ledger.works_on(thread))
             elif "age" in self._options.triggers and time.monotonic() >= self._next_scan:
                 self._next_scan = time.monotonic() + age / 2
                 wanted |= dict.fromkeys(self._session.dirty_threads(min_age=age))
@@ -215,23 +220,25 @@ class Flusher:
             with self._cond:
                 self._urgent |= urgent
             self._back_off()
+            self._settle(recovered)
             self._settle(progress)
             self._report_failure(exc, set(self._ledger.threads()))
             return
         self._recover = False
         self._backoff, self._attempt, self._retry_at = _FIRST_BACKOFF, 0, 0.0
+        self._settle(recovered)
         self._settle(progress)
-        if recovering and progress.checkpoints + progress.writes:
+        if recovered.checkpoints + recovered.writes:
             self._emit(
                 CheckpointEvent(
                     name="recovery.found",
                     severity="info",
-                    message=f"The buffer held {progress.checkpoints} checkpoints of earlier runs; they are saved now.",
+                    message=f"The buffer held {recovered.checkpoints} checkpoints of earlier runs; they are saved now.",
                     component="flusher",
                     operation="recover",
                     outcome="recovered",
-                    checkpoint_count=progress.checkpoints,
-                    context={"threads": len(progress.done), "writes": progress.writes},
+                    checkpoint_count=recovered.checkpoints,
+                    context={"threads": len(recovered.done), "writes": recovered.writes},
                 )
             )
 

@@ -120,6 +120,18 @@ def test_a_row_written_while_postgres_is_away_waits_in_redis_and_arrives_once(
     assert wait_until(lambda: own_target.errors.add(error("after")) == "direct")
 
 
+def test_closing_tries_a_server_once_more_that_has_just_come_back(
+    own_servers: Servers, own_context: HookContext, rows: Rows
+) -> None:
+    made = Observability(own_context)
+    own_servers.postgres.kill()
+    assert made.errors.add(error("during")) == "redis"
+    own_servers.postgres.start()
+    made._postgres._retry_at = time.monotonic() + 60  # a long outage has made it wait long
+    made.close(10)
+    assert [row["error_message"] for row in rows(own_context)] == ["during"]
+
+
 def test_with_both_servers_away_rows_wait_in_a_private_file(
     own_servers: Servers, own_context: HookContext, own_target: Observability, rows: Rows, spool_dir: Path
 ) -> None:
