@@ -20,8 +20,10 @@ from checkpointer.flush.ledger import Ledger
 from checkpointer.flush.session import Session
 from checkpointer.hooks import HookContext, Hooks, load_hook, renew_in_child
 from checkpointer.operations import Operations
+from checkpointer.puts import Puts
 from checkpointer.store.clients import PostgresSide
 from checkpointer.tiers import Tier
+from checkpointer.watermarks import WaterMarks
 
 if TYPE_CHECKING:
     from psycopg_pool import AsyncConnectionPool
@@ -65,16 +67,20 @@ class Core:
         self.commands = Commands(KeyLayout(options.prefix, options.partitions), options.clean_ttl)
         self.ledger = Ledger()
         session = Session(self.redis, self.postgres, self.commands, options, self.redis_tier, self.postgres_tier)
-        self.flusher = Flusher(session, self.ledger, options, emit)
-        self.operations = Operations(
+        self.marks = WaterMarks(options, emit)
+        self.flusher = Flusher(session, self.ledger, options, emit, self.marks)
+        puts = Puts(
             self.commands,
             self.ledger,
             options,
             emit,
             self.redis_tier,
-            self.flusher.wake,
+            self.postgres_tier,
+            self.flusher,
+            self.marks,
             threading.Lock(),
         )
+        self.operations = Operations(self.commands, self.ledger, options, self.flusher, puts)
         self._closed = False
         identity = f"{self.postgres.conninfo}\0{redis if isinstance(redis, str) else ''}\0{options.prefix}"
         context = HookContext(

@@ -63,5 +63,9 @@ class CheckpointLostError(TierUnavailableError):
     """Neither Redis nor Postgres took the put; the run's steps from here on are not saved."""
 
 
+class AcknowledgementError(TierUnavailableError):
+    """A put is in the buffer, but not as safe as the acknowledgement level asked for; it will be flushed."""
+
+
 class FlushIncompleteError(CheckpointerError):
     """An operation needs the thread in Postgres, and it could not be flushed; retry later."""

@@ -64,16 +64,20 @@ class Verdict:
         parent: Its parent's id.
         writes: How many pending writes the latest checkpoint has.
         orphans: How many pending writes later checkpoints have.
+        replay: What Redis has of the thread may be older than what went straight to Postgres.
     """
 
     latest: str | None
     parent: str | None
     writes: int
     orphans: int
+    replay: bool = False
 
 
 def stands(read: BufferRead, verdict: Verdict) -> bool:
     """Tell whether a complete answer of Redis is the whole truth, given what Postgres has."""
+    if read.is_stale:
+        return False
     if read.head is None:
         return verdict.latest is None
     # Flushed writes of a head stay in the read cache, so these are all of Postgres' writes, if they all came through
@@ -111,7 +115,11 @@ def buffer_wins(read: BufferRead, stored: Snapshot | None) -> bool:
     """Tell whether the checkpoint to answer with is Redis' one rather than the one found in Postgres."""
     if read.row is None or not read.dirty:
         return False
-    return stored is None or read.row.checkpoint_id >= stored.checkpoint_id
+    if stored is None:
+        return True
+    if read.row.checkpoint_id == stored.checkpoint_id:
+        return not read.is_stale
+    return read.row.checkpoint_id > stored.checkpoint_id
 
 
 def overlay(snapshot: Snapshot, read: BufferRead) -> Snapshot:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 OnUnverifiable = Literal["raise", "serve"]
+Ack = Literal["buffered", "replicated", "fsynced", "flushed"]
+
+ACKS: tuple[Ack, ...] = get_args(Ack)
+"""The acknowledgement levels, from the weakest to the strongest."""
 Trigger = Literal["start", "run_end", "age", "size", "close"]
 
 ALL_TRIGGERS: frozenset[Trigger] = frozenset(get_args(Trigger))
@@ -38,6 +42,12 @@ class BufferOptions:
             checkpoints that did not go through the buffer are seen.
         on_unverifiable: What a read does if a server is away and the other is not known to be complete:
             `raise` a `TierUnavailableError`, or `serve` what is there.
+        ack: When a put returns: `buffered`, Redis has it; `replicated`, so have `replicas` replicas (WAIT);
+            `fsynced`, it is on the disk of Redis (WAITAOF, Redis 7.2 or Valkey); `flushed`, Postgres has committed
+            it. What Redis does not confirm in time is flushed. A call chooses with
+            `config["configurable"]["ack"]`.
+        control_ack: The least level of control writes: errors, interrupts and resumes of tasks.
+        replicas: How many replicas have to confirm at the level `replicated`.
         triggers: When the flusher works by itself. `start`: for what an earlier process left; `run_end`;
             `age`: see `flush_age`; `size`: see `flush_size`; `close`.
         flush_age: A record waits in the buffer at most about this long.
@@ -49,6 +59,10 @@ class BufferOptions:
         postgres_timeout: How long to wait for a Postgres connection.
         pool_size: The most Postgres connections of each pool that the saver makes itself.
         close_timeout: How long `close()` tries to flush what is buffered.
+        high_water_bytes: So many bytes that wait in the buffer are too many: puts slow down, and above one and a half
+            times as many each one waits until Postgres has it, down to four fifths of it. A partition's mark is a
+            quarter of it.
+        high_water_age: The same for the age of the oldest record that waits.
         hooks: Entry-point names (group `checkpointer.hooks`) of the hooks to subscribe.
     """
 
@@ -57,6 +71,9 @@ class BufferOptions:
     non_finite: NonFinite = "null"
     verify_reads: bool = True
     on_unverifiable: OnUnverifiable = "raise"
+    ack: Ack = "buffered"
+    control_ack: Ack = "buffered"
+    replicas: int = 1
     triggers: frozenset[Trigger] = ALL_TRIGGERS
     flush_age: float = 1.0
     flush_size: int = 1_000
@@ -67,6 +84,8 @@ class BufferOptions:
     postgres_timeout: float = 3.0
     pool_size: int = 10
     close_timeout: float = 10.0
+    high_water_bytes: int = 256 * 1024 * 1024
+    high_water_age: float = 60.0
     hooks: tuple[str, ...] = STANDARD_HOOKS
 
     def __post_init__(self) -> None:
@@ -76,12 +95,17 @@ class BufferOptions:
             )
         self._one_of("non_finite", get_args(NonFinite))
         self._one_of("on_unverifiable", get_args(OnUnverifiable))
+        self._one_of("ack", ACKS)
+        self._one_of("control_ack", ACKS)
         if not isinstance(self.verify_reads, bool):
             raise ConfigurationError(f"verify_reads={self.verify_reads!r}: use True or False.")
         self._between("partitions", 1, 4096, int)
         self._between("flush_size", 1, 10_000_000, int)
         self._between("batch_records", 1, 100_000, int)
         self._between("batch_bytes", 1, 1 << 30, int)
+        self._between("replicas", 1, 100, int)
+        self._between("high_water_bytes", 1, 1 << 50, int)
+        self._between("high_water_age", 0.1, 30 * 86_400, float)
         self._between("pool_size", 1, 10_000, int)
         self._between("flush_age", 0.01, 86_400, float)
         self._between("clean_ttl", 1, 30 * 86_400, float)

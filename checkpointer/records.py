@@ -21,7 +21,7 @@ from __future__ import annotations
 import contextlib
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from langgraph.checkpoint.base import (
     WRITES_IDX_MAP,
@@ -32,6 +32,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from checkpointer.errors import InvalidConfigError, UnserializableValueError
+from checkpointer.options import ACKS
 from checkpointer.sanitize import (
     Change,
     NonFinite,
@@ -44,11 +45,13 @@ from checkpointer.sanitize import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from langchain_core.runnables import RunnableConfig
     from langgraph.checkpoint.base import ChannelVersions, Checkpoint, CheckpointMetadata
     from langgraph.checkpoint.serde.base import SerializerProtocol
+
+    from checkpointer.options import Ack
 
 
 _LENGTH = struct.Struct(">I")
@@ -113,6 +116,8 @@ class Put:
         row: The checkpoint.
         blobs: The new versions.
         values: Every non-inline channel value by ref, to complete a head whose unchanged channels Redis lacks.
+        origin: Namespace and id of the checkpoint that it continues: its parent, or of a subgraph's first one the
+            root checkpoint that the subgraph was started from.
         changes: What was sanitised.
         step: The superstep, if the metadata tells.
         run_id: The run, if the call tells.
@@ -122,9 +127,11 @@ class Put:
     row: CheckpointRow
     blobs: list[Blob]
     values: dict[str, Any]
+    origin: tuple[str, str] | None
     changes: list[Change]
     step: int | None
     run_id: str | None
+    ack: Ack | None
 
 
 @dataclass(slots=True)
@@ -136,6 +143,7 @@ class PutWrites:
     writes: list[Write]
     changes: list[Change]
     run_id: str | None
+    ack: Ack | None
 
 
 class Codec:
@@ -261,7 +269,18 @@ class Codec:
             (*by_ref, *_kept_snapshots(merged, checkpoint, values)),
         )
         step = merged.get("step")
-        return Put(address, row, blobs, by_ref, changes, step if isinstance(step, int) else None, run_id_of(config))
+        origin = origin_of(address.checkpoint_ns, row.parent_id, merged)
+        return Put(
+            address,
+            row,
+            blobs,
+            by_ref,
+            origin,
+            changes,
+            step if isinstance(step, int) else None,
+            run_id_of(config),
+            ack_of(config),
+        )
 
     def encode_blobs(self, put: Put, positions: Sequence[int]) -> list[Blob]:
         """Serialise the needed blobs at these positions (from 1) of the refs, as far as the put has the values."""
@@ -302,7 +321,7 @@ class Codec:
                 continue
             kind, data = self.dump(value, f"writes[{position}].{channel}", changes)
             rows[idx] = Write(task_id, idx, checked_text(channel, "a channel's name"), kind, task_path, data, overwrite)
-        return PutWrites(address, checkpoint_id, list(rows.values()), changes, run_id_of(config))
+        return PutWrites(address, checkpoint_id, list(rows.values()), changes, run_id_of(config), ack_of(config))
 
 
 def _kept_snapshots(metadata: Any, checkpoint: Checkpoint, values: dict[str, Any]) -> list[str]:
@@ -318,6 +337,16 @@ def _kept_snapshots(metadata: Any, checkpoint: Checkpoint, values: dict[str, Any
         for channel, (updates, _) in counters.items()
         if updates == 0 and channel in versions and channel not in values
     ]
+
+
+def origin_of(ns: str, parent_id: str | None, metadata: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return namespace and id of the checkpoint that another one continues, or None for the first of a thread."""
+    if parent_id is not None:
+        return ns, parent_id
+    parents = metadata.get("parents")
+    root = parents.get("") if ns and isinstance(parents, dict) else None
+    # An id that Postgres cannot store is not one of a checkpoint.
+    return ("", root) if isinstance(root, str) and root and root.isascii() and "\0" not in root else None
 
 
 def version_text(version: str | float) -> str:
@@ -389,6 +418,18 @@ def run_id_of(config: RunnableConfig) -> str | None:
     """Return the run of a call, if the config tells."""
     run_id = config.get("run_id") or (config.get("metadata") or {}).get("run_id")
     return str(run_id) if run_id else None
+
+
+def ack_of(config: RunnableConfig) -> Ack | None:
+    """Return the acknowledgement level that a call asks for, or None.
+
+    Raises:
+        InvalidConfigError: There is no such level.
+    """
+    ack = config["configurable"].get("ack")
+    if ack is not None and ack not in ACKS:
+        raise InvalidConfigError(f"config['configurable']['ack'] is {ack!r}: use one of {', '.join(ACKS)}.")
+    return cast("Ack | None", ack)
 
 
 def saved_config(address: Address, checkpoint_id: str) -> RunnableConfig:

@@ -7,6 +7,7 @@ Not here: what an operation does (`operations.py`), what a record is (`records.p
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -18,9 +19,10 @@ from checkpointer.buffer.commands import ScriptCall
 from checkpointer.core import Core
 from checkpointer.errors import ConfigurationError
 from checkpointer.flush import barriers
-from checkpointer.operations import ServerInfo, Step, thread_ids
+from checkpointer.operations import thread_ids
 from checkpointer.options import BufferOptions
 from checkpointer.records import Codec, thread_text
+from checkpointer.steps import Flushed, Pause, ServerInfo, Step
 from checkpointer.store import schema
 from checkpointer.store.reads import SELECT, Query
 
@@ -221,6 +223,10 @@ class BufferedPostgresSaver(PostgresSaver):
             return self._core.redis.run(step)
         if isinstance(step, Query):
             return self._core.postgres.fetch(step.sql, step.params)
+        if isinstance(step, Flushed):
+            return self._core.flusher.flush_soon(step.thread_id, step.upto).result()
+        if isinstance(step, Pause):
+            return time.sleep(step.seconds)
         if isinstance(step, ServerInfo):
             return self._core.redis.info()
         return self._core.flusher.submit(step.work).result()
@@ -244,6 +250,10 @@ class BufferedPostgresSaver(PostgresSaver):
             return await self._core.redis.arun(step)
         if isinstance(step, Query):
             return await self._core.postgres.afetch(step.sql, step.params)
+        if isinstance(step, Flushed):
+            return await _shielded(self._core.flusher.flush_soon(step.thread_id, step.upto))
+        if isinstance(step, Pause):
+            return await asyncio.sleep(step.seconds)
         if isinstance(step, ServerInfo):
             return await self._core.redis.ainfo()
         return await _shielded(self._core.flusher.submit(step.work))
@@ -301,10 +311,15 @@ class BufferedPostgresSaver(PostgresSaver):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
-        """Store a checkpoint. When this returns, it is in Redis, or in Postgres if Redis is away.
+        """Store a checkpoint.
+
+        When this returns, it is as safe as the acknowledgement level says (`BufferOptions.ack`, or
+        `config["configurable"]["ack"]`): in Redis at least, or in Postgres if Redis cannot take it.
 
         Raises:
             CheckpointLostError: Neither server took it.
+            AcknowledgementError: It is in the buffer, but not as safe as asked for.
+            UnsupportedServerError: This Redis cannot acknowledge at the level asked for; it is in the buffer.
             InvalidConfigError: The config has no usable thread or namespace; nothing was written.
             UnserializableValueError: A value cannot be serialised; nothing was written.
             NonFiniteValueError: With `non_finite="raise"`; nothing was written.

@@ -117,7 +117,7 @@ def test_the_partitions_slots_are_spread_evenly(partitions: int) -> None:
     layout = KeyLayout("app", partitions)
     slots = []
     for partition in range(partitions):
-        key = layout.sequence(partition)
+        key = layout.state(partition)
         slots.append(slot_of(key[key.index(b"{") + 1 : key.index(b"}")]))
     assert [slot * partitions // 16384 for slot in slots] == list(range(partitions))
 
@@ -204,7 +204,7 @@ def test_nothing_that_is_not_in_postgres_has_a_time_to_live(saver: BufferedPostg
         }
         where = saver.put(where, checkpoint, {}, {"a": f"{turn}"})
         saver.put_writes(where, [("a", turn)], "task")
-        for key in (keys.dirty, keys.order, keys.writes, keys.facts, keys.sequence, keys.threads):
+        for key in (keys.dirty, keys.order, keys.writes, keys.facts, keys.state, keys.threads):
             assert client.ttl(key) == -1, key
         assert saver.flush()
         assert not client.exists(keys.dirty, keys.order)

@@ -124,9 +124,9 @@ def test_a_cold_read_costs_one_round_trip_to_each(wired: Wired, postgres_uri: st
     keys = saver._core.commands.layout.thread("t")
     client = saver._core.redis.client()
     for _ in range(2):  # the first one prepares the statement
-        client.delete(keys.clean, keys.facts, keys.writes)
+        client.delete(keys.clean, keys.writes)
         saver.get_tuple(thread())
-    client.delete(keys.clean, keys.facts, keys.writes)
+    client.delete(keys.clean, keys.writes)
     assert wired.cost(lambda: saver.get_tuple(thread())) == (1, 1)
 
 
@@ -138,7 +138,7 @@ def test_the_first_put_on_a_cold_thread_sends_the_unchanged_channels_once(wired:
     keys = saver._core.commands.layout.thread("t")
     client = saver._core.redis.client()
     client.script_load(scripts.FILL.source)  # a server learns a script once
-    client.delete(keys.clean, keys.facts, keys.writes)
+    client.delete(keys.clean, keys.writes)
     second, metadata, new = checkpoint(1)
     assert wired.cost(lambda: saver.put(thread(first["id"]), second, metadata, new)) == (2, 0)
     third, metadata, new = checkpoint(2)

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import redis
 import redis.asyncio
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.retry import Retry
 
 from checkpointer.errors import ConfigurationError
@@ -173,10 +173,13 @@ class RedisSide:
         begun = self._tier.check()
         client = self.client()
         try:
-            try:
-                reply = client.evalsha(call.script.sha, len(call.keys), *call.keys, *call.args)
-            except NoScriptError:
-                reply = client.eval(call.script.source, len(call.keys), *call.keys, *call.args)
+            if call.confirm:
+                reply = _run_confirmed(client, call)
+            else:
+                try:
+                    reply = client.evalsha(call.script.sha, len(call.keys), *call.keys, *call.args)
+                except NoScriptError:
+                    reply = client.eval(call.script.source, len(call.keys), *call.keys, *call.args)
         except _FAILURES as exc:
             raise self._tier.failed(exc) from exc
         self._tier.succeeded(begun)
@@ -188,27 +191,33 @@ class RedisSide:
         Raises:
             BufferUnavailableError: Redis cannot be reached or refuses; whether the call took effect is open.
         """
-        begun = self._tier.check()
         client = self.aclient()
+        if call.confirm and isinstance(client, redis.asyncio.RedisCluster):
+            # Only the synchronous client can be told which of a node's connections to use.
+            return await asyncio.to_thread(self.run, call)
+        begun = self._tier.check()
         try:
-            try:
-                reply = await client.evalsha(call.script.sha, len(call.keys), *call.keys, *call.args)
-            except NoScriptError:
-                reply = await client.eval(call.script.source, len(call.keys), *call.keys, *call.args)
+            if call.confirm:
+                reply = await _arun_confirmed(client, call)
+            else:
+                try:
+                    reply = await client.evalsha(call.script.sha, len(call.keys), *call.keys, *call.args)
+                except NoScriptError:
+                    reply = await client.eval(call.script.source, len(call.keys), *call.keys, *call.args)
         except _FAILURES as exc:
             raise self._tier.failed(exc) from exc
         self._tier.succeeded(begun)
         return reply
 
     def info(self) -> dict[str, Any]:
-        """Return the server's `INFO server`.
+        """Return the server's `INFO`.
 
         Raises:
             BufferUnavailableError: Redis cannot be reached.
         """
         self._tier.check()
         try:
-            reply = self.client().info("server")
+            reply = self.client().info()
         except _FAILURES as exc:
             raise self._tier.failed(exc) from exc
         return _info(reply)
@@ -217,7 +226,7 @@ class RedisSide:
         """See `info`."""
         self._tier.check()
         try:
-            reply = await self.aclient().info("server")
+            reply = await self.aclient().info()
         except _FAILURES as exc:
             raise self._tier.failed(exc) from exc
         return _info(reply)
@@ -238,6 +247,40 @@ class RedisSide:
         """In a forked child: leave the parent's connections alone."""
         self._client = self._given
         self._by_loop = weakref.WeakKeyDictionary()
+
+
+def _run_confirmed(client: SyncRedis, call: ScriptCall) -> list[Any]:
+    """Run a script and, on the same connection, the command that waits for what the script has written."""
+    if isinstance(client, redis.RedisCluster):
+        node = client.get_node_from_key(call.keys[0])  # type: ignore[no-untyped-call]  # as redis-py has it
+        client = client.get_redis_connection(node)
+    for evaluate, script in (("EVALSHA", call.script.sha), ("EVAL", call.script.source)):
+        pipe: Any = client.pipeline(transaction=False)
+        pipe.execute_command(evaluate, script, len(call.keys), *call.keys, *call.args)
+        pipe.execute_command(*call.confirm)
+        replies = pipe.execute(raise_on_error=False)
+        if not isinstance(replies[0], NoScriptError):
+            return _confirmed(replies)
+    raise replies[0]
+
+
+async def _arun_confirmed(client: Any, call: ScriptCall) -> list[Any]:
+    for evaluate, script in (("EVALSHA", call.script.sha), ("EVAL", call.script.source)):
+        pipe = client.pipeline(transaction=False)
+        pipe.execute_command(evaluate, script, len(call.keys), *call.keys, *call.args)
+        pipe.execute_command(*call.confirm)
+        replies = await pipe.execute(raise_on_error=False)
+        if not isinstance(replies[0], NoScriptError):
+            return _confirmed(replies)
+    raise replies[0]
+
+
+def _confirmed(replies: list[Any]) -> list[Any]:
+    if isinstance(replies[0], Exception):
+        raise replies[0]
+    if isinstance(replies[1], Exception) and not isinstance(replies[1], ResponseError):
+        raise replies[1]
+    return replies
 
 
 def run_pipeline(client: SyncRedis, calls: list[ScriptCall]) -> list[Any]:

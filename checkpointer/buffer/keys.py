@@ -10,7 +10,7 @@ For each partition:
 
 | key | type | holds |
 |---|---|---|
-| `PREFIX:{TAG}:sequence` | string | the last sequence number; every record gets one, none is used twice |
+| `PREFIX:{TAG}:state` | hash | state, see below |
 | `PREFIX:{TAG}:threads` | sorted set | threads with dirty records, by the time they became dirty (ms) |
 
 For each thread; nothing that is not yet in Postgres ever has a time to live:
@@ -21,7 +21,15 @@ For each thread; nothing that is not yet in Postgres ever has a time to live:
 | `PREFIX:{TAG}:o:THREAD` | sorted set | order of the dirty records: field by sequence number | never |
 | `PREFIX:{TAG}:c:THREAD` | hash | clean records: the flushed head of each namespace, a read cache | `clean_ttl` |
 | `PREFIX:{TAG}:w:THREAD` | sorted set | fields of all pending writes in Redis, by name | only if nothing is dirty |
-| `PREFIX:{TAG}:f:THREAD` | hash | facts: `h NUL NS` -> head's id; `all`: knows every namespace | as above |
+| `PREFIX:{TAG}:f:THREAD` | hash | facts, see below | as above |
+
+State: `sequence`, the last sequence number (every record gets one, and none is used twice); `bytes`, the size of the
+dirty records; `replay`, up to which number records come from before this server went back in time.
+
+Facts: `h NUL NS` -> id of the namespace's head; `all`: every namespace is known; `open`: the token under which
+Postgres has the thread for open (`store/threads.py`); `last`: the last sequence number that the thread got; `acked`:
+up to which number Postgres has its records; `deleted`: the latest checkpoint id of a deleted life of the thread, and
+`x NUL ID` for each checkpoint that was refused as a late one of that life.
 
 Fields are joined with NUL, which no id can hold since Postgres cannot store it (`records.py` refuses it at
 the door): `c NUL NS NUL ID`, `b NUL NS NUL CHANNEL NUL VERSION`, `w NUL NS NUL ID NUL TASK NUL IDX`. The thread's
@@ -74,9 +82,9 @@ class KeyLayout:
         """Return the partition of a thread."""
         return zlib.crc32(thread_id.encode()) % self.partitions
 
-    def sequence(self, partition: int) -> bytes:
-        """Return the key of a partition's sequence."""
-        return self._bases[partition] + b"sequence"
+    def state(self, partition: int) -> bytes:
+        """Return the key of a partition's state."""
+        return self._bases[partition] + b"state"
 
     def threads(self, partition: int) -> bytes:
         """Return the key of a partition's set of dirty threads."""
@@ -87,7 +95,7 @@ class KeyLayout:
         raw = thread_id.encode()
         base = self._bases[zlib.crc32(raw) % self.partitions]
         return ThreadKeys(
-            base + b"sequence",
+            base + b"state",
             base + b"threads",
             base + b"d:" + raw,
             base + b"o:" + raw,
@@ -100,7 +108,7 @@ class KeyLayout:
 class ThreadKeys(NamedTuple):
     """The keys of one thread and of its partition, in the order in which the scripts declare them."""
 
-    sequence: bytes
+    state: bytes
     threads: bytes
     dirty: bytes
     order: bytes

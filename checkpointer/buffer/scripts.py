@@ -1,8 +1,8 @@
 """The Lua scripts that change and read a thread's keys, each one atomic step.
 
 Not here: how a call is built and its reply read (`commands.py`). The keys are those of `keys.py`, in the order
-of `ThreadKeys`. Needs Redis 7.0 or Valkey: core commands only. `read` needs no memory, `drain`, `ack` and `drop`
-free some: they run also when memory is full.
+of `ThreadKeys`. Needs Redis 7.0 or Valkey: core commands only. `read` needs no memory, `drain`,
+`ack`, `drop` and `close` free some: they run also when memory is full.
 """
 
 from __future__ import annotations
@@ -11,10 +11,23 @@ import hashlib
 from dataclasses import dataclass, field
 
 _NAMES = """
-local SEQUENCE, THREADS, DIRTY, ORDER, WRITES, CLEAN, FACTS =
+local STATE, THREADS, DIRTY, ORDER, WRITES, CLEAN, FACTS =
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local call = redis.call
 local NUL = string.char(0)
+"""
+
+# The partition's count of dirty bytes is kept beside each change of a dirty record.
+_DIRTY = """
+local bytes = 0
+local function set_dirty(name, value)
+  bytes = bytes + #value - call('HSTRLEN', DIRTY, name)
+  call('HSET', DIRTY, name, value)
+end
+local function drop_dirty(name)
+  bytes = bytes - call('HSTRLEN', DIRTY, name)
+  call('HDEL', DIRTY, name)
+end
 """
 
 # Lua's < compares by the server's locale, so ids are compared byte by byte.
@@ -47,12 +60,53 @@ local function held(name)
 end
 """
 
-_MARK = """
+# What both kinds of put check before they change anything. A put is refused
+# - with 'closed' if Postgres has not been told that the thread has records in the buffer;
+# - with 'lost' if the buffer has forgotten records of the thread that the caller knows of;
+# - with 'late' if it continues a deleted life of the thread.
+# The caller's arguments: `open`, a token under which the thread was opened now, or ''; `expected`, the thread's last
+# sequence number as far as the caller knows; `floor`, the partition's; `origin`, the field of the checkpoint that
+# is continued, or ''; `own`, the id to note as refused too, or ''; `force`, 1 if the caller knows it is not late.
+_CHECK = """
+local function refused(open, expected, origin, own, force)
+  local marker = call('HGET', FACTS, 'open')
+  if open == '' then
+    if not marker then return {'closed'} end
+  elseif not marker or tonumber(open) > tonumber(marker) then
+    call('HSET', FACTS, 'open', open)
+  end
+  local last = tonumber(call('HGET', FACTS, 'last') or 0)
+  if last < tonumber(expected) then return {'lost', last} end
+  if origin ~= '' and force == '0' then
+    local deleted = call('HGET', FACTS, 'deleted')
+    if deleted then
+      local id = string.sub(origin, string.find(origin, NUL, 3, true) + 1)
+      if (not_older(deleted, id) and not held(origin)) or call('HEXISTS', FACTS, 'x' .. NUL .. id) == 1 then
+        if own ~= '' then call('HSET', FACTS, 'x' .. NUL .. own, '1') end
+        return {'late'}
+      end
+    end
+  end
+end
+local function take_numbers(n, floor)
+  local last = tonumber(call('HGET', STATE, 'sequence') or 0)
+  if last < tonumber(floor) then
+    -- Somebody knows a higher number: this server has gone back in time. Numbers are not used twice.
+    call('HSET', STATE, 'sequence', floor, 'replay', floor)
+  end
+  last = call('HINCRBY', STATE, 'sequence', n)
+  call('HSET', FACTS, 'last', last)
+  return last
+end
+-- Returns the partition's dirty bytes, and for how long (ms) its oldest thread has been dirty.
 local function mark_dirty(thread)
   local now = call('TIME')
-  call('ZADD', THREADS, 'NX', now[1] * 1000 + math.floor(now[2] / 1000), thread)
+  now = now[1] * 1000 + math.floor(now[2] / 1000)
+  call('ZADD', THREADS, 'NX', now, thread)
   call('PERSIST', WRITES)
   call('PERSIST', FACTS)
+  local first = call('ZRANGE', THREADS, 0, 0, 'WITHSCORES')
+  return call('HINCRBY', STATE, 'bytes', bytes), first[2] and now - tonumber(first[2]) or 0
 end
 """
 
@@ -69,20 +123,23 @@ class Script:
         object.__setattr__(self, "sha", hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest())
 
 
-# ARGV: thread, namespace, checkpoint id, ttl ms, known, number of blobs, payload, then name and payload of
-# each blob; `known` is '' or the packed list of all namespaces and heads that Postgres has for the thread.
-# Reply: sequence, then, if this is the namespace's head now, the positions (from 1) of the needed blobs
-# that Redis lacks.
+# ARGV: thread, open, expected, floor, origin, force, namespace, checkpoint id, ttl ms, known, number of blobs,
+# payload, then name and payload of each blob; `known` is '' or the packed list of all namespaces and heads that
+# Postgres has for the thread. Reply: refused (see above), or sequence, open token, dirty bytes and age (ms) of the
+# partition, then, if this is the namespace's head now, the positions (from 1) of the needed blobs that Redis lacks.
 PUT = Script(
     "put",
     "#!lua\n"
     + _NAMES
     + _NOT_OLDER
     + _REFS
-    + _MARK
+    + _DIRTY
+    + _CHECK
     + """
 local thread, ns, id, ttl, known, blobs, payload =
-  ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6]), ARGV[7]
+  ARGV[1], ARGV[7], ARGV[8], ARGV[9], ARGV[10], tonumber(ARGV[11]), ARGV[12]
+local refusal = refused(ARGV[2], ARGV[3], ARGV[5], id, ARGV[6])
+if refusal then return refusal end
 local cprefix = 'c' .. NUL .. ns .. NUL
 local bprefix = 'b' .. NUL .. ns .. NUL
 local cfield = cprefix .. id
@@ -93,20 +150,20 @@ if previous then
   local _, at = struct.unpack('>I4c0', payload)
   payload = struct.pack('>I4', #parent) .. parent .. string.sub(payload, at)
 end
-local last = call('INCRBY', SEQUENCE, blobs + 1)
+local last = take_numbers(blobs + 1, ARGV[4])
 local sequence = last - blobs
-for i = 8, 7 + 2 * blobs, 2 do
+for i = 13, 12 + 2 * blobs, 2 do
   local name, value = bprefix .. ARGV[i], ARGV[i + 1]
   if call('HEXISTS', DIRTY, name) == 0 then
     -- The first value of a version wins, as in the table.
-    call('HSET', DIRTY, name, call('HGET', CLEAN, name) or value)
+    set_dirty(name, call('HGET', CLEAN, name) or value)
     call('ZADD', ORDER, sequence, name)
   end
   sequence = sequence + 1
 end
-call('HSET', DIRTY, cfield, payload)
+set_dirty(cfield, payload)
 call('ZADD', ORDER, last, cfield)
-mark_dirty(thread)
+local held_bytes, age = mark_dirty(thread)
 if known ~= '' and call('HSETNX', FACTS, 'all', '1') == 1 then
   local i = 1
   while i <= #known do
@@ -119,7 +176,7 @@ end
 local refs = refs_of(payload)
 local hfield = 'h' .. NUL .. ns
 local head = call('HGET', FACTS, hfield)
-local reply = {last}
+local reply = {last, tonumber(call('HGET', FACTS, 'open')), held_bytes, age}
 if not head or not_older(id, head) then
   call('HSET', FACTS, hfield, id)
   if call('PEXPIRE', CLEAN, ttl) == 1 and head and head ~= id then
@@ -168,35 +225,41 @@ return 1
 """,
 )
 
-# ARGV: thread, 1 to overwrite or 0 to let the first one win, then field and payload of each write.
-# Reply: sequence.
+# ARGV: thread, open, expected, floor, origin, force, 1 to overwrite or 0 to let the first one win, then field and
+# payload of each write. Reply: refused (see above), or sequence, open token, dirty bytes and age (ms) of the
+# partition.
 WRITES = Script(
     "put_writes",
     "#!lua\n"
     + _NAMES
-    + _MARK
+    + _NOT_OLDER
+    + _REFS
+    + _DIRTY
+    + _CHECK
     + """
-local overwrite = ARGV[2] == '1'
-local last = call('INCRBY', SEQUENCE, (#ARGV - 2) / 2)
-local sequence = last - (#ARGV - 2) / 2 + 1
-for i = 3, #ARGV, 2 do
+local refusal = refused(ARGV[2], ARGV[3], ARGV[5], '', ARGV[6])
+if refusal then return refusal end
+local overwrite = ARGV[7] == '1'
+local last = take_numbers((#ARGV - 7) / 2, ARGV[4])
+local sequence = last - (#ARGV - 7) / 2 + 1
+for i = 8, #ARGV, 2 do
   local name = ARGV[i]
   if overwrite or (call('HEXISTS', DIRTY, name) == 0 and call('HEXISTS', CLEAN, name) == 0) then
-    call('HSET', DIRTY, name, ARGV[i + 1])
+    set_dirty(name, ARGV[i + 1])
     call('ZADD', ORDER, sequence, name)
     call('ZADD', WRITES, 0, name)
     call('HDEL', CLEAN, name)
   end
   sequence = sequence + 1
 end
-mark_dirty(ARGV[1])
-return last
+return {last, tonumber(call('HGET', FACTS, 'open')), mark_dirty(ARGV[1])}
 """,
 )
 
 # ARGV: namespace, checkpoint id or '' for the latest, 1 to get everything that Postgres may lack.
-# Reply: sequence, all namespaces known (0/1), head id or '', payload or nil, payload is dirty (0/1),
-# complete (0/1), [ref, payload, ...] of the blobs, [field, payload, dirty (0/1), ...] of the writes.
+# Reply: sequence, the thread's last sequence number, up to which number records are from before a rollback, its open
+# token or '', all namespaces known (0/1), head id or '', payload or nil, payload is dirty (0/1), complete (0/1),
+# [ref, payload, ...] of the blobs, [field, payload, dirty (0/1), ...] of the writes.
 READ = Script(
     "read",
     "#!lua flags=no-writes,allow-oom\n"
@@ -246,19 +309,30 @@ if id ~= '' or full or all == 0 then
     end
   end
 end
-return {tonumber(call('GET', SEQUENCE) or 0), all, head, payload, dirty, complete, blobs, writes}
+local state = call('HMGET', STATE, 'sequence', 'replay')
+return {
+  tonumber(state[1] or 0), tonumber(call('HGET', FACTS, 'last') or 0), tonumber(state[2] or 0),
+  call('HGET', FACTS, 'open') or '', all, head, payload, dirty, complete, blobs, writes
+}
 """,
 )
 
-# ARGV: most records, most bytes. Reply: records that wait, the partition's sequence, then field, sequence
-# number and payload of the first ones, in order.
+# ARGV: most records, most bytes. Reply: records that wait, the partition's sequence, up to which number records are
+# from before a rollback, up to which number Postgres has the thread's records, its open token or -1, the time (ms),
+# then field, sequence number and payload of the first ones, in order.
 DRAIN = Script(
     "drain",
     "#!lua flags=allow-oom\n"
     + _NAMES
     + """
 local names = call('ZRANGE', ORDER, 0, ARGV[1] - 1, 'WITHSCORES')
-local reply = {call('ZCARD', ORDER), tonumber(call('GET', SEQUENCE) or 0)}
+local state = call('HMGET', STATE, 'sequence', 'replay')
+local now = call('TIME')
+local reply = {
+  call('ZCARD', ORDER), tonumber(state[1] or 0), tonumber(state[2] or 0),
+  tonumber(call('HGET', FACTS, 'acked') or 0), tonumber(call('HGET', FACTS, 'open') or -1),
+  now[1] * 1000 + math.floor(now[2] / 1000)
+}
 local bytes = 0
 for i = 1, #names, 2 do
   local value = call('HGET', DIRTY, names[i])
@@ -272,15 +346,19 @@ return reply
 """,
 )
 
-# ARGV: thread, sequence, ttl ms. Forgets the records up to the sequence, which are in Postgres now; what belongs
-# to a namespace's head (or to one that is still to come) goes to the read cache. Reply: records that wait.
+# ARGV: thread, sequence, ttl ms, the partition's sequence and the time (ms) at the drain. Forgets the records up to
+# the sequence, which are in Postgres now; what belongs to a namespace's head (or to one that is still to come) goes
+# to the read cache. Reply: records that wait, or -1 if the server has gone back in time since the drain, so that
+# the numbers mean other records now.
 ACK = Script(
     "ack",
     "#!lua flags=allow-oom\n"
     + _NAMES
     + _NOT_OLDER
     + _REFS
+    + _DIRTY
     + """
+if tonumber(call('HGET', STATE, 'sequence') or 0) < tonumber(ARGV[4]) then return -1 end
 local heads, needed = {}, {}
 local function head_of(ns)
   if heads[ns] == nil then
@@ -313,13 +391,20 @@ for _, name in ipairs(call('ZRANGEBYSCORE', ORDER, '-inf', ARGV[2])) do
     local value = call('HGET', DIRTY, name)
     if value then call('HSET', CLEAN, name, value) end
   end
-  call('HDEL', DIRTY, name)
+  drop_dirty(name)
   call('ZREM', ORDER, name)
 end
+call('HINCRBY', STATE, 'bytes', bytes)
+call('HSET', FACTS, 'acked', ARGV[2])
 call('PEXPIRE', CLEAN, ARGV[3])
 local left = call('ZCARD', ORDER)
-if left == 0 then
+if left > 0 then
+  -- What is left came after the drain, unless the drain was cut short (then the time given is 0).
+  if ARGV[5] ~= '0' then call('ZADD', THREADS, 'XX', ARGV[5], ARGV[1]) end
+else
   call('ZREM', THREADS, ARGV[1])
+  -- Opened while Postgres could not be told; the next put has to tell it.
+  if call('HGET', FACTS, 'open') == '0' then call('HDEL', FACTS, 'open') end
   -- The facts go first: without them nothing is taken for complete.
   call('PEXPIRE', FACTS, ARGV[3])
   call('PEXPIRE', CLEAN, ARGV[3] + 1000)
@@ -329,24 +414,36 @@ return left
 """,
 )
 
-# ARGV: thread, sequence. Drops the records up to the sequence and the whole read cache; with 0, only
-# the cache. What came later stays, with the heads worked out anew. Reply: records that wait.
+# ARGV: thread, sequence, ttl ms, latest id of the deleted life or ''. Drops the records up to the sequence and the
+# whole read cache; with 0, only the cache. What came later stays, with the heads worked out anew. Reply: records
+# that wait.
 DROP = Script(
     "drop",
     "#!lua flags=allow-oom\n"
     + _NAMES
     + _NOT_OLDER
+    + _DIRTY
     + """
 for _, name in ipairs(call('ZRANGEBYSCORE', ORDER, '-inf', ARGV[2])) do
-  call('HDEL', DIRTY, name)
+  drop_dirty(name)
   call('ZREM', WRITES, name)
 end
 call('ZREMRANGEBYSCORE', ORDER, '-inf', ARGV[2])
-call('DEL', CLEAN, FACTS)
+call('HINCRBY', STATE, 'bytes', bytes)
+call('DEL', CLEAN)
+for _, fact in ipairs(call('HKEYS', FACTS)) do
+  if fact == 'all' or string.sub(fact, 1, 2) == 'h' .. NUL then call('HDEL', FACTS, fact) end
+end
+if ARGV[4] ~= '' then
+  local deleted = call('HGET', FACTS, 'deleted')
+  if not deleted or not_older(ARGV[4], deleted) then call('HSET', FACTS, 'deleted', ARGV[4]) end
+end
+if tonumber(ARGV[2]) > tonumber(call('HGET', FACTS, 'acked') or 0) then call('HSET', FACTS, 'acked', ARGV[2]) end
 local left = call('ZRANGE', ORDER, 0, -1)
 if #left == 0 then
   call('DEL', DIRTY, ORDER, WRITES)
   call('ZREM', THREADS, ARGV[1])
+  call('PEXPIRE', FACTS, ARGV[3])
   return 0
 end
 for _, name in ipairs(call('ZRANGE', WRITES, 0, -1)) do
@@ -362,5 +459,31 @@ for _, name in ipairs(left) do
   end
 end
 return #left
+""",
+)
+
+# ARGV: token. Forgets that the thread is open if it has nothing dirty and was not opened anew since. Reply: 1 if so.
+CLOSE = Script(
+    "close",
+    "#!lua flags=allow-oom\n"
+    + _NAMES
+    + """
+local marker = call('HGET', FACTS, 'open')
+if call('ZCARD', ORDER) > 0 or (marker and tonumber(marker) > tonumber(ARGV[1])) then return 0 end
+call('HDEL', FACTS, 'open')
+return 1
+""",
+)
+
+# ARGV: the least that the partition's sequence has to be. Numbers up to it were used before this server went back.
+RAISE = Script(
+    "raise",
+    "#!lua flags=allow-oom\n"
+    + _NAMES
+    + """
+if tonumber(call('HGET', STATE, 'sequence') or 0) < tonumber(ARGV[1]) then
+  call('HSET', STATE, 'sequence', ARGV[1], 'replay', ARGV[1])
+end
+return 1
 """,
 )

@@ -91,10 +91,11 @@ def delete_threads(session: Session, ledger: Ledger, threads: Sequence[str], wai
         # Under the locks: nothing of these threads can be flushed between this and the commit.
         now = session.sequences({partition_of(thread) for thread in threads})
         sequences = [now[partition_of(thread)] for thread in threads]
-        session.bury(threads, sequences, cur)
+        latest = session.bury(threads, sequences, cur)
         for sql in PRUNE_DELETE_THREADS_SQL:
             cur.execute(sql.encode(), (list(threads),))
-    session.pipeline([session.commands.drop(thread, upto) for thread, upto in zip(threads, sequences, strict=True)])
+    drops = [session.commands.drop(t, upto, latest[t]) for t, upto in zip(threads, sequences, strict=True)]
+    session.pipeline(drops)
     for thread, upto in zip(threads, sequences, strict=True):
         ledger.paid(thread, upto)
 

@@ -20,6 +20,7 @@ from checkpointer.errors import (
     BufferUnavailableError,
     CheckpointerError,
     ClosedError,
+    FlushIncompleteError,
     TierUnavailableError,
 )
 from checkpointer.events import CheckpointEvent, ErrorInfo, describe_error
@@ -30,14 +31,16 @@ from checkpointer.flush.session import Progress, Session
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from checkpointer.flush.ledger import Debt, Ledger
+    from checkpointer.flush.ledger import Debt, Ledger, Owed
     from checkpointer.options import BufferOptions
+    from checkpointer.watermarks import WaterMarks
 
 T = TypeVar("T")
 
 _FIRST_BACKOFF = 0.2
 _LONGEST_BACKOFF = 5.0
 _REFUSED_PAUSE = 30.0
+_SWEEP_SECONDS = 20.0
 
 
 @dataclass(slots=True)
@@ -54,6 +57,7 @@ class Flusher:
         ledger: What this process owes.
         options: The saver's settings.
         emit: Takes events.
+        marks: Learns from scans how full the buffer is.
     """
 
     def __init__(
@@ -62,15 +66,22 @@ class Flusher:
         ledger: Ledger,
         options: BufferOptions,
         emit: Callable[[CheckpointEvent], None],
+        marks: WaterMarks,
     ) -> None:
         self._session = session
         self._ledger = ledger
         self._options = options
         self._emit = emit
+        self._marks = marks
         self._cond = threading.Condition()
         self._thread: threading.Thread | None = None
         self._jobs: deque[_Job] = deque()
+        # Who waits for a thread's records up to a sequence number to be in Postgres.
+        self._waiters: dict[str, list[tuple[int, Future[None]]]] = {}
         self._urgent: set[str] = set()
+        # Threads whose run has ended: they are closed once they are flushed.
+        self._ended: set[str] = set()
+        self._next_sweep = time.monotonic() + _SWEEP_SECONDS
         self._closed = False
         self._recover = "start" in options.triggers
         self._next_scan = 0.0
@@ -115,6 +126,23 @@ class Flusher:
         """Flush these threads, or everything that is buffered; the future does not fail for an outage."""
         return self.submit(lambda session: self._flush_now(session, threads))
 
+    def flush_soon(self, thread: str, upto: int) -> Future[None]:
+        """Flush a thread; what many callers ask for meanwhile shares a transaction.
+
+        The future fails with a `CheckpointerError` if the records up to this sequence number are not in Postgres then.
+
+        Raises:
+            ClosedError: The flusher is closed.
+        """
+        self.start()
+        future: Future[None] = Future()
+        with self._cond:
+            if self._closed:
+                raise ClosedError("The saver is closed: open a new one.")
+            self._waiters.setdefault(thread, []).append((upto, future))
+            self._cond.notify_all()
+        return future
+
     def wake(self, threads: Iterable[str]) -> None:
         """Have these threads flushed soon."""
         self.start()
@@ -126,8 +154,9 @@ class Flusher:
         """Flush what an ended run has left: its thread, and others that no run is working on."""
         owed = self._ledger.threads()
         ready = [thread for thread in owed if thread == thread_id or thread not in active]
-        if ready:
-            self.wake(ready)
+        with self._cond:
+            self._ended.update((thread_id, *ready))
+        self.wake([thread_id, *ready])
 
     def close(self, timeout: float) -> None:
         """Flush what this process owes, if so set, and stop. May be called again."""
@@ -146,6 +175,9 @@ class Flusher:
         for job in self._jobs:
             job.future.set_exception(ClosedError("The saver was closed before its turn came."))
         self._jobs.clear()
+        for _, future in (waiter for waiters in self._waiters.values() for waiter in waiters):
+            future.set_exception(ClosedError("The saver was closed before its turn came."))
+        self._waiters.clear()
 
     def _flush_until(self, deadline: float) -> None:
         while self._ledger.records and (left := deadline - time.monotonic()) > 0:
@@ -160,7 +192,9 @@ class Flusher:
         self._cond = threading.Condition()
         self._thread = None
         self._jobs.clear()
+        self._waiters.clear()
         self._urgent.clear()
+        self._ended.clear()
         self._troubled.clear()
 
     # -- in the flusher's thread ---------------------------------------------------------------------------------
@@ -168,11 +202,14 @@ class Flusher:
     def _run(self) -> None:
         while True:
             with self._cond:
-                if not self._jobs and not self._closed and (pause := self._pause()) > 0:
+                if not self._jobs and not self._waiters and not self._closed and (pause := self._pause()) > 0:
                     self._cond.wait(pause)
                 if self._closed:
                     return
                 job = self._jobs.popleft() if self._jobs else None
+                waiters, self._waiters = self._waiters, {}
+            if waiters:
+                self._flush_for(waiters)
             if job is None:
                 if self._pause() <= 0:
                     self._background()
@@ -181,6 +218,35 @@ class Flusher:
                     job.future.set_result(job.work(self._session))
                 except BaseException as exc:  # noqa: BLE001 - it belongs to whoever waits for the future
                     job.future.set_exception(exc)
+
+    def _flush_for(self, waiters: dict[str, list[tuple[int, Future[None]]]]) -> None:
+        progress = Progress()
+        failure: Exception | None = None
+        try:
+            self._session.flush(waiters, self._options.postgres_timeout, progress)
+            self._settle(progress)
+        except Exception as exc:  # noqa: BLE001 - it belongs to whoever waits
+            self._settle(progress)
+            failure = exc
+            self._report_failure(exc, set(waiters))
+        for thread, asked in waiters.items():
+            done = progress.done.get(thread, -1)
+            for upto, future in asked:
+                if not future.set_running_or_notify_cancel():
+                    continue
+                if done >= upto:
+                    future.set_result(None)
+                elif isinstance(failure, CheckpointerError):
+                    future.set_exception(failure)
+                else:
+                    cause = failure or progress.refused.get(thread)
+                    error = FlushIncompleteError(
+                        f"Thread {thread!r} could not be flushed"
+                        + (f" ({type(cause).__name__})" if cause else " in time: another worker is at it")
+                        + "; it is still buffered."
+                    )
+                    error.__cause__ = cause
+                    future.set_exception(error)
 
     def _pause(self) -> float:
         """Return the seconds until there is something to do unasked; at most a minute."""
@@ -196,6 +262,7 @@ class Flusher:
         """Flush what is due. Nothing that happens here may end the thread."""
         with self._cond:
             urgent, self._urgent = self._urgent, set()
+            ended, self._ended = self._ended, set()
         recovering = self._recover
         progress = Progress()
         recovered = Progress()
@@ -210,15 +277,20 @@ class Flusher:
                 wanted |= dict.fromkeys(thread for thread in found if self._ledger.works_on(thread))
             elif "age" in self._options.triggers and time.monotonic() >= self._next_scan:
                 self._next_scan = time.monotonic() + age / 2
-                wanted |= dict.fromkeys(self._session.dirty_threads(min_age=age))
+                held = self._session.scan()
+                self._marks.scanned(held)
+                old = [partition for partition, (_, oldest) in held.items() if oldest >= age]
+                wanted |= dict.fromkeys(self._session.dirty_threads(old))
                 wanted |= dict.fromkeys(self._ledger.threads(older_than=age))
             now = time.monotonic()
             wanted = {t: None for t in wanted if self._refused_until.get(t, 0.0) <= now}
             if wanted:
                 self._session.flush(wanted, None, progress)
+            self._close_threads(ended, progress)
         except Exception as exc:  # noqa: BLE001 - reported; the thread must live
             with self._cond:
                 self._urgent |= urgent
+                self._ended |= ended
             self._back_off()
             self._settle(recovered)
             self._settle(progress)
@@ -241,6 +313,38 @@ class Flusher:
                     context={"threads": len(recovered.done), "writes": recovered.writes},
                 )
             )
+
+    def _close_threads(self, ended: set[str], progress: Progress) -> None:
+        """Close the threads whose runs have ended, and now and then those that are idle."""
+        tokens = {
+            thread: proof.token
+            for thread, proof in progress.proofs.items()
+            if thread in ended and proof.is_all and proof.token > 0
+        }
+        if tokens:
+            self._session.close_threads(tokens)
+        if "age" in self._options.triggers and time.monotonic() >= self._next_sweep:
+            self._next_sweep = time.monotonic() + _SWEEP_SECONDS
+            self._session.close_idle()
+
+    def audit(self, session: Session, threads: Sequence[str]) -> int:
+        """Find out what of these threads is lost, because Redis has forgotten it; in the flusher's thread.
+
+        Returns:
+            How many acknowledged checkpoints and calls of pending writes are in neither server. They are reported.
+
+        Raises:
+            FlushIncompleteError: What Redis has of a thread could not be flushed.
+            TierUnavailableError: A server cannot be reached.
+        """
+        progress = Progress()
+        session.flush(threads, self._options.postgres_timeout, progress)
+        lost = self._settle(progress, strict=True)
+        if any(thread not in progress.done for thread in threads):
+            raise FlushIncompleteError(
+                f"Thread {threads[0]!r} could not be flushed: another worker is at it. Try again."
+            )
+        return lost
 
     def _back_off(self) -> None:
         self._attempt += 1
@@ -281,10 +385,25 @@ class Flusher:
 
     # -- what it means -------------------------------------------------------------------------------------------
 
-    def _settle(self, progress: Progress) -> None:
-        """Take down what was paid, tell the threads that are out of trouble, and those that are in it."""
+    def _settle(self, progress: Progress, *, strict: bool = False) -> int:
+        """Take down what was paid, tell the threads that are out of trouble, and those that are in it.
+
+        Returns:
+            How much of what is owed is lost. With `strict`, not to know raises.
+        """
+        total_lost = 0
         for thread, upto in progress.done.items():
             debt = self._ledger.debt(thread)
+            if debt is not None and (self._ledger.is_suspect(thread) or not progress.proofs[thread].covers(debt)):
+                try:
+                    lost = self._session.missing(thread, debt)
+                except CheckpointerError:
+                    if strict:
+                        raise
+                    self._ledger.suspect(thread)
+                    continue  # it stays owed, and is looked for again
+                self._report_loss(thread, debt, lost)
+                total_lost += len(lost)
             self._ledger.paid(thread, upto)
             self._refused_until.pop(thread, None)
             if self._troubled.pop(thread, None) is not None:
@@ -341,6 +460,55 @@ class Flusher:
                     describe_error(exc),
                     "Postgres refuses a record of this thread; its records stay in the buffer and are tried again.",
                 )
+
+        for thread, ids in progress.late.items():
+            self._emit(
+                CheckpointEvent(
+                    name="put.late",
+                    error_type="checkpoint_late",
+                    severity="warning",
+                    message="The thread was deleted while a run of it was going on; what the run still saves is "
+                    "dropped.",
+                    thread_id=thread,
+                    checkpoint_id=ids[0],
+                    component="flusher",
+                    operation="flush",
+                    checkpoint_count=len(ids),
+                    user_notice=True,
+                )
+            )
+        return total_lost
+
+    def _report_loss(self, thread: str, debt: Debt, lost: Sequence[Owed]) -> None:
+        if not lost:
+            return
+        checkpoints = [owed for owed in lost if owed.task_id is None]
+        steps = sorted({owed.step for owed in checkpoints if owed.step is not None})
+        which = f" (steps {', '.join(map(str, steps[:20]))})" if steps else ""
+        self._emit(
+            CheckpointEvent(
+                name="checkpoint.lost",
+                error_type="checkpoint_lost",
+                severity="critical",
+                message=f"Redis has lost {len(checkpoints)} acknowledged checkpoints{which} and the pending writes of "
+                f"{len(lost) - len(checkpoints)} tasks before they were flushed.",
+                thread_id=thread,
+                run_id=debt.run_id,
+                step=steps[0] if steps else None,
+                checkpoint_id=checkpoints[0].checkpoint_id if checkpoints else lost[0].checkpoint_id,
+                component="buffer",
+                operation="flush",
+                outcome="lost",
+                lost_from_step=steps[0] if steps else None,
+                checkpoint_count=len(checkpoints),
+                context={
+                    "steps": steps[:1000],
+                    "checkpoint_ids": [owed.checkpoint_id for owed in checkpoints[:100]],
+                    "tasks": [owed.task_id for owed in lost if owed.task_id is not None][:100],
+                },
+                user_notice=True,
+            )
+        )
 
     def _report_failure(self, exc: Exception, threads: set[str]) -> None:
         """Tell each affected thread once for each outage; operators get the whole error with it."""

@@ -1,7 +1,8 @@
 """What this process owes: the threads it has put records of into the buffer and not yet seen in Postgres.
 
 Not here: the records, which only Redis has. The ledger is what tells, without asking Redis, how many checkpoints
-a failure concerns, when the size trigger is due, and what Postgres alone can answer while Redis is away.
+a failure concerns, when the size trigger is due, what Postgres alone can answer while Redis is away, and that Redis
+has forgotten something: it remembers the highest sequence numbers that it has seen.
 """
 
 from __future__ import annotations
@@ -10,8 +11,27 @@ import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 _RECENT = 10_000
+
+
+class Owed(NamedTuple):
+    """An acknowledged checkpoint, or the pending writes of one call.
+
+    Attributes:
+        sequence: The sequence number of its last record.
+        checkpoint_ns: Its namespace.
+        checkpoint_id: The checkpoint.
+        task_id: The task, of pending writes.
+        step: The superstep of a checkpoint, if known.
+    """
+
+    sequence: int
+    checkpoint_ns: str
+    checkpoint_id: str
+    task_id: str | None = None
+    step: int | None = None
 
 
 @dataclass(slots=True)
@@ -21,20 +41,30 @@ class Debt:
     Attributes:
         sequence: The highest sequence number among its records.
         records: How many records; an upper bound after a partial flush.
-        checkpoints: Sequence numbers of its checkpoints.
+        owed: What they are.
+        tokens: The tokens under which the thread was open when they were put.
         namespaces: Namespaces with records.
         since: When it began, on the monotonic clock.
-        first_step: The lowest superstep among its checkpoints.
         run_id: The last run that put something.
     """
 
     sequence: int = 0
     records: int = 0
-    checkpoints: list[int] = field(default_factory=list)
+    owed: list[Owed] = field(default_factory=list)
+    tokens: set[int] = field(default_factory=set)
     namespaces: set[str] = field(default_factory=set)
     since: float = field(default_factory=time.monotonic)
-    first_step: int | None = None
     run_id: str | None = None
+
+    @property
+    def checkpoints(self) -> list[Owed]:
+        """The checkpoints among what is owed."""
+        return [owed for owed in self.owed if owed.task_id is None]
+
+    @property
+    def first_step(self) -> int | None:
+        """The lowest superstep among its checkpoints."""
+        return min((owed.step for owed in self.owed if owed.step is not None), default=None)
 
 
 class Ledger:
@@ -44,31 +74,23 @@ class Ledger:
         self._lock = threading.Lock()
         self._debts: dict[str, Debt] = {}
         self._records = 0
-        self._recent: OrderedDict[str, None] = OrderedDict()
+        # The last sequence number that was seen of each thread that this process works on.
+        self._recent: OrderedDict[str, int] = OrderedDict()
+        self._floors: dict[int, int] = {}
+        # Threads of which Redis has forgotten something, until it is known what is lost.
+        self._suspects: set[str] = set()
 
-    def note(
-        self,
-        thread_id: str,
-        ns: str,
-        sequence: int,
-        records: int,
-        *,
-        is_checkpoint: bool,
-        step: int | None = None,
-        run_id: str | None = None,
-    ) -> int:
+    def note(self, thread_id: str, records: int, owed: Owed, token: int, run_id: str | None = None) -> int:
         """Note acknowledged records; returns how many records are owed in all."""
         with self._lock:
             debt = self._debts.get(thread_id)
             if debt is None:
                 debt = self._debts[thread_id] = Debt()
-            debt.sequence = max(debt.sequence, sequence)
+            debt.sequence = max(debt.sequence, owed.sequence)
             debt.records += records
-            debt.namespaces.add(ns)
-            if is_checkpoint:
-                debt.checkpoints.append(sequence)
-                if step is not None and (debt.first_step is None or step < debt.first_step):
-                    debt.first_step = step
+            debt.namespaces.add(owed.checkpoint_ns)
+            debt.owed.append(owed)
+            debt.tokens.add(token)
             debt.run_id = run_id or debt.run_id
             self._records += records
             return self._records
@@ -82,8 +104,9 @@ class Ledger:
             if debt.sequence <= upto:
                 self._records -= debt.records
                 del self._debts[thread_id]
+                self._suspects.discard(thread_id)
             else:
-                debt.checkpoints = [s for s in debt.checkpoints if s > upto]
+                debt.owed = [owed for owed in debt.owed if owed.sequence > upto]
 
     def debt(self, thread_id: str) -> Debt | None:
         """Return what is owed for a thread."""
@@ -92,7 +115,7 @@ class Ledger:
     def begin(self, thread_id: str) -> None:
         """Note that this process works on a thread: it is about to put something."""
         with self._lock:
-            self._recent[thread_id] = None
+            self._recent[thread_id] = self._recent.get(thread_id, 0)
             self._recent.move_to_end(thread_id)
             if len(self._recent) > _RECENT:
                 self._recent.popitem(last=False)
@@ -100,6 +123,35 @@ class Ledger:
     def works_on(self, thread_id: str) -> bool:
         """Tell whether this process has lately put, or tried to put, something of a thread."""
         return thread_id in self._recent
+
+    def saw(self, thread_id: str, last: int, partition: int, sequence: int) -> None:
+        """Note what Redis said: the thread's last sequence number, and its partition's."""
+        with self._lock:
+            if last > self._recent.get(thread_id, last):
+                self._recent[thread_id] = last
+            if sequence > self._floors.get(partition, 0):
+                self._floors[partition] = sequence
+
+    def suspect(self, thread_id: str) -> None:
+        """Note that Redis has forgotten something of a thread; what is owed for it has to be looked for."""
+        with self._lock:
+            if thread_id in self._recent:
+                self._recent[thread_id] = 0
+            if thread_id in self._debts:
+                self._suspects.add(thread_id)
+
+    def is_suspect(self, thread_id: str) -> bool:
+        """Tell whether what is owed for a thread has to be looked for."""
+        return thread_id in self._suspects
+
+    def expected(self, thread_id: str) -> int:
+        """Return the last sequence number that Redis must know of a thread."""
+        debt = None if thread_id in self._suspects else self._debts.get(thread_id)
+        return max(self._recent.get(thread_id, 0), debt.sequence if debt else 0)
+
+    def floor(self, partition: int) -> int:
+        """Return the highest sequence number that was seen of a partition."""
+        return self._floors.get(partition, 0)
 
     def threads(self, older_than: float = 0.0) -> list[str]:
         """Return the threads whose debt is at least this many seconds old, oldest first."""
@@ -112,6 +164,8 @@ class Ledger:
         self._lock = threading.Lock()
         self._debts.clear()
         self._recent.clear()
+        self._floors.clear()
+        self._suspects.clear()
         self._records = 0
 
     @property

@@ -18,9 +18,11 @@ import psycopg
 from redis.exceptions import RedisError
 
 from checkpointer.buffer.clients import run_pipeline
-from checkpointer.buffer.commands import DirtyBlob, DirtyCheckpoint, Drained
+from checkpointer.buffer.commands import DirtyBlob, DirtyCheckpoint, DirtyRecord, Drained
 from checkpointer.errors import CheckpointerError, ConfigurationError
+from checkpointer.flush import tombstones
 from checkpointer.records import Address
+from checkpointer.store import threads
 from checkpointer.store.clients import not_set_up
 from checkpointer.store.writes import Batch
 
@@ -32,12 +34,18 @@ if TYPE_CHECKING:
 
     from checkpointer.buffer.clients import RedisSide, SyncRedis
     from checkpointer.buffer.commands import Commands
+    from checkpointer.flush.ledger import Debt, Owed
+    from checkpointer.flush.tombstones import Name
     from checkpointer.options import BufferOptions
     from checkpointer.sanitize import Change
     from checkpointer.store.clients import PostgresSide
+    from checkpointer.store.threads import Buried
     from checkpointer.tiers import Tier
 
 _THREADS_AT_ONCE = 100
+
+CLOSE_AFTER = 60.0
+"""A thread without dirty records is closed after this many seconds; the next put opens it again."""
 
 # READ COMMITTED is forced: each statement must see what was committed before it, the lock's last holder included.
 _BEGIN = """
@@ -48,12 +56,17 @@ SET LOCAL lock_timeout = '{lock_ms}ms'
 """
 
 _LOCK = """
-SELECT partition FROM checkpoint_buffer_partitions
+SELECT partition, sequence FROM checkpoint_buffer_partitions
 WHERE prefix = %s AND partition = ANY(%s) ORDER BY partition FOR UPDATE
 """
 
-_TOMBSTONES = """
-SELECT thread_id, sequence FROM checkpoint_buffer_tombstones WHERE prefix = %s AND thread_id = ANY(%s)
+_EXISTING = """
+SELECT checkpoint_ns, checkpoint_id FROM checkpoints WHERE thread_id = %s AND checkpoint_id = ANY(%s)
+"""
+
+_EXISTING_WRITES = """
+SELECT DISTINCT checkpoint_ns, checkpoint_id, task_id FROM checkpoint_writes
+WHERE thread_id = %s AND checkpoint_id = ANY(%s)
 """
 
 _ADVANCE = """
@@ -72,20 +85,34 @@ SELECT %s, n FROM generate_series(0, %s - 1) AS n
 ON CONFLICT (prefix, partition) DO NOTHING
 """
 
-_BURY = """
-INSERT INTO checkpoint_buffer_tombstones (prefix, thread_id, sequence)
-SELECT %s, t.thread_id, t.sequence FROM unnest(%s::text[], %s::bigint[]) AS t (thread_id, sequence)
-ON CONFLICT (prefix, thread_id)
-DO UPDATE SET sequence = greatest(checkpoint_buffer_tombstones.sequence, EXCLUDED.sequence), deleted_at = now()
-"""
-
-_FORGET_TOMBSTONES = """
-DELETE FROM checkpoint_buffer_tombstones WHERE prefix = %s AND deleted_at < now() - interval '7 days'
-"""
-
 
 class LockedElsewhereError(Exception):
     """Another worker holds a partition and did not let go in time, or won a race for rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What Redis knew of a thread when it was flushed.
+
+    Attributes:
+        upto: Postgres has the thread's records up to this sequence number.
+        token: The token under which the thread was open.
+        replay: Records up to this number come from before a rollback of Redis.
+        is_all: The thread had nothing more.
+    """
+
+    upto: int
+    token: int
+    replay: int
+    is_all: bool
+
+    def covers(self, debt: Debt) -> bool:
+        """Tell whether all that is owed is flushed for certain, and nothing was forgotten in between."""
+        return (
+            self.upto >= debt.sequence
+            and debt.tokens == {self.token}
+            and all(owed.sequence > self.replay for owed in debt.owed)
+        )
 
 
 @dataclass(slots=True)
@@ -94,16 +121,20 @@ class Progress:
 
     Attributes:
         done: Flushed up to the sequence number given.
+        proofs: What shows that nothing of the threads that are done was lost on the way.
         locked: Left to the worker that holds their partition.
         refused: Refused by Postgres, with the error.
         lost: Threads with fields that Redis named but no longer had.
         checkpoints: Checkpoints written.
         blobs: Channel versions written.
         writes: Pending writes written.
+        late: Ids of checkpoints that were dropped because their thread had been deleted, by thread.
         changes: What the pass at the Postgres write sanitised.
     """
 
     done: dict[str, int] = field(default_factory=dict)
+    proofs: dict[str, Proof] = field(default_factory=dict)
+    late: dict[str, list[str]] = field(default_factory=dict)
     locked: set[str] = field(default_factory=set)
     refused: dict[str, psycopg.Error] = field(default_factory=dict)
     lost: dict[str, list[bytes]] = field(default_factory=dict)
@@ -186,7 +217,7 @@ class Session:
                     row = self._conn.execute(
                         "SELECT partitions AS stored FROM checkpoint_buffers WHERE prefix = %s", args[:1]
                     ).fetchone()
-                self._conn.execute(_FORGET_TOMBSTONES, args[:1])
+                self._conn.execute(threads.FORGET_TOMBSTONES, args[:1])
             if row is not None:
                 check_partitions(options, row["stored"])
         return self._conn
@@ -225,26 +256,34 @@ class Session:
 
     # -- reading the buffer --------------------------------------------------------------------------------------
 
-    def dirty_threads(self, min_age: float = 0.0) -> list[str]:
-        """Return the threads with dirty records, of all partitions; with `min_age`, of those with an old enough one."""
+    def scan(self) -> dict[int, tuple[int, float]]:
+        """Return for each partition with dirty records their bytes, and for how many seconds the oldest waits."""
         layout = self.commands.layout
         with self._redis_errors():
-            client = self.redis()
-            keys = [layout.threads(p) for p in range(layout.partitions)]
-            if min_age:
-                pipe = client.pipeline(transaction=False)
-                for key in keys:
-                    pipe.zrange(key, 0, 0, withscores=True)
-                pipe.time()
-                *firsts, now = pipe.execute()
-                limit = now[0] * 1000 + now[1] / 1000 - min_age * 1000
-                keys = [key for key, first in zip(keys, firsts, strict=True) if first and first[0][1] <= limit]
-            if not keys:
-                return []
-            pipe = client.pipeline(transaction=False)
+            pipe = self.redis().pipeline(transaction=False)
+            for partition in range(layout.partitions):
+                pipe.zrange(layout.threads(partition), 0, 0, withscores=True)
+                pipe.hget(layout.state(partition), "bytes")
+            pipe.time()
+            *found, (seconds, micros) = pipe.execute()
+        now = seconds * 1000 + micros / 1000
+        return {
+            partition: (int(held or 0), max(0.0, now - first[0][1]) / 1000)
+            for partition, (first, held) in enumerate(zip(found[::2], found[1::2], strict=True))
+            if first
+        }
+
+    def dirty_threads(self, partitions: Iterable[int] | None = None) -> list[str]:
+        """Return the threads with dirty records, of these partitions or of all."""
+        layout = self.commands.layout
+        keys = [layout.threads(p) for p in (range(layout.partitions) if partitions is None else partitions)]
+        if not keys:
+            return []
+        with self._redis_errors():
+            pipe = self.redis().pipeline(transaction=False)
             for key in keys:
                 pipe.zrange(key, 0, -1)
-            return [thread.decode() for threads in pipe.execute() for thread in threads]
+            return [thread.decode() for found in pipe.execute() for thread in found]
 
     def sequences(self, partitions: Iterable[int]) -> dict[int, int]:
         """Return the partitions' sequences."""
@@ -252,37 +291,39 @@ class Session:
         with self._redis_errors():
             pipe = self.redis().pipeline(transaction=False)
             for partition in wanted:
-                pipe.get(self.commands.layout.sequence(partition))
+                pipe.hget(self.commands.layout.state(partition), "sequence")
             return {p: int(value or 0) for p, value in zip(wanted, pipe.execute(), strict=True)}
 
     # -- writing Postgres ----------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def locked(self, threads: Iterable[str], wait: float | None) -> Iterator[tuple[psycopg.Cursor[DictRow], set[int]]]:
+    def locked(
+        self, thread_ids: Iterable[str], wait: float | None
+    ) -> Iterator[tuple[psycopg.Cursor[DictRow], dict[int, int]]]:
         """Open a transaction that holds the partitions of these threads, in ascending order.
 
         Args:
-            threads: The threads.
+            thread_ids: The threads.
             wait: Seconds to wait for a lock, or None to do without the partitions that others hold.
 
         Yields:
-            A cursor in the transaction, and the partitions held.
+            A cursor in the transaction, and the partitions held, with the highest sequence number that was flushed.
 
         Raises:
             LockedElsewhereError: A lock was not given in time.
             StoreUnavailableError: Postgres cannot be reached.
         """
-        partitions = sorted({self.commands.layout.partition_of(thread) for thread in threads})
+        partitions = sorted({self.commands.layout.partition_of(thread) for thread in thread_ids})
         begun = time.monotonic()
         conn = self.connection()
         with self._postgres_errors(), conn.transaction(), conn.cursor(binary=True) as cur:
             # Several statements in one round trip: only the text protocol, unprepared, takes them.
             conn.execute(_BEGIN.format(lock_ms=max(1, int((wait or 0) * 1000))).encode(), prepare=False)
             cur.execute((_LOCK + ("SKIP LOCKED" if wait is None else "")).encode(), (self.options.prefix, partitions))
-            yield cur, {row["partition"] for row in cur.fetchall()}
+            yield cur, {row["partition"]: row["sequence"] for row in cur.fetchall()}
         self._postgres_tier.succeeded(begun)
 
-    def flush(self, threads: Iterable[str], wait: float | None, progress: Progress) -> None:
+    def flush(self, thread_ids: Iterable[str], wait: float | None, progress: Progress) -> None:
         """Bring the dirty records of these threads to Postgres, in batches.
 
         A thread is done when everything that it had when its turn came is in Postgres. What became of the
@@ -292,7 +333,7 @@ class Session:
             StoreUnavailableError: Postgres cannot be reached.
             BufferUnavailableError: Redis cannot be reached or refuses.
         """
-        targets: dict[str, int | None] = dict.fromkeys(threads)
+        targets: dict[str, int | None] = dict.fromkeys(thread_ids)
         while targets:
             chunk = list(targets)[:_THREADS_AT_ONCE]
             finished = self._flush_chunk(chunk, targets, wait, progress)
@@ -311,10 +352,10 @@ class Session:
             with self.locked(chunk, wait) as (cur, held):
                 mine = [thread for thread in chunk if partition_of(thread) in held]
                 progress.locked.update(set(chunk) - set(mine))
-                buried = self._drain(mine, drained, cur)
+                self._drain(mine, drained)
+                buried, found_late = self._fill(batch, drained, held, cur)
                 highest: dict[int, int] = {}
                 for thread, found in drained.items():
-                    add_records(batch, thread, found, buried.get(thread, 0))
                     partition = partition_of(thread)
                     highest[partition] = max(highest.get(partition, 0), found.upto)
                 try:
@@ -332,10 +373,12 @@ class Session:
             return chunk
         if refused:
             return self._after_refusal(refused, chunk, targets, wait, progress)
-        self._acknowledge(drained, buried, progress)
-        progress.checkpoints += len(batch.checkpoints)
-        progress.blobs += len(batch.blobs)
-        progress.writes += len(batch.first_stays) + len(batch.last_wins)
+        progress.late |= found_late
+        self._acknowledge(drained, held, buried, progress)
+        checkpoints, blobs, writes = batch.counts
+        progress.checkpoints += checkpoints
+        progress.blobs += blobs
+        progress.writes += writes
         progress.changes += batch.changes
         finished = [thread for thread in chunk if thread not in drained]
         later = [thread for thread in mine if thread not in drained]
@@ -343,21 +386,20 @@ class Session:
             target = targets[thread]
             if target is None:
                 target = targets[thread] = found.sequence
-            if found.waiting <= len(found.records) + len(found.missing):
-                # Nothing was left: all that the thread got before this drain is in Postgres.
-                progress.done[thread] = found.sequence
-                finished.append(thread)
-            elif found.upto >= target:
-                progress.done[thread] = found.upto
-                finished.append(thread)
+            if not found.is_all and found.upto < target:
+                continue
+            # If nothing was left, all that the thread got before this drain is in Postgres.
+            progress.done[thread] = found.sequence if found.is_all else found.upto
+            progress.proofs[thread] = Proof(max(found.upto, found.acked), found.token, found.replay, found.is_all)
+            finished.append(thread)
         return [thread for thread in finished if thread not in later]
 
-    def _drain(self, threads: list[str], drained: dict[str, Drained], cur: psycopg.Cursor[DictRow]) -> dict[str, int]:
-        """Read the threads' records until the batch is full; returns the tombstones."""
+    def _drain(self, thread_ids: list[str], drained: dict[str, Drained]) -> None:
+        """Read the threads' records until the batch is full."""
         records, size = self.options.batch_records, self.options.batch_bytes
         at_once = 20
-        for start in range(0, len(threads), at_once):
-            some = threads[start : start + at_once]
+        for start in range(0, len(thread_ids), at_once):
+            some = thread_ids[start : start + at_once]
             calls = [self.commands.drain(thread, records, size) for thread in some]
             for thread, reply in zip(some, self.pipeline(calls), strict=True):
                 found = drained[thread] = self.commands.read_drain(reply)
@@ -365,10 +407,52 @@ class Session:
                 size -= sum(_size(record) for record in found.records)
             if records <= 0 or size <= 0:
                 break
-        if not drained:
-            return {}
-        cur.execute(_TOMBSTONES, (self.options.prefix, list(drained)))
-        return {row["thread_id"]: row["sequence"] for row in cur.fetchall()}
+
+    def _fill(
+        self, batch: Batch, drained: dict[str, Drained], held: dict[int, int], cur: psycopg.Cursor[DictRow]
+    ) -> tuple[dict[str, Buried], dict[str, list[str]]]:
+        """Add what was drained to a batch, but for what belongs to deleted lives.
+
+        Returns:
+            The tombstones, and the ids of late checkpoints, both by thread.
+        """
+        buried: dict[str, Buried] = {}
+        replayed: list[str] = []
+        if drained:
+            prefix = self.options.prefix
+            for row in cur.execute(threads.STATE_OF, (list(drained), prefix, prefix)).fetchall():
+                if row["buried"] is not None:
+                    buried[row["thread_id"]] = threads.Buried(row["buried"], row["last_id"], frozenset(row["late"]))
+                if row["replay"]:
+                    replayed.append(row["thread_id"])
+        all_late: dict[str, list[str]] = {}
+        for thread, found in drained.items():
+            flushed = held[self.commands.layout.partition_of(thread)]
+            # Up to here the records may be older than what Postgres has.
+            older = max(found.replay, flushed if found.sequence < flushed else 0)
+            if thread in replayed:
+                older = max(older, found.upto)
+            records = list(zip(found.sequences, found.records, strict=True))
+            if thread in buried:
+                records, late = self._without_dead(thread, records, buried[thread], cur)
+                if late:
+                    all_late[thread] = late
+                    cur.execute(threads.NOTE_LATE, (late, self.options.prefix, thread))
+            for sequence, record in records:
+                add_record(batch, thread, record, older=sequence <= older)
+        if whole := [thread for thread in replayed if drained[thread].is_all]:
+            cur.execute(threads.REPLAYED, (self.options.prefix, whole))
+        return buried, all_late
+
+    def _without_dead(
+        self, thread: str, records: list[tuple[int, DirtyRecord]], buried: Buried, cur: psycopg.Cursor[DictRow]
+    ) -> tuple[list[tuple[int, DirtyRecord]], list[str]]:
+        records = [(sequence, record) for sequence, record in records if sequence > buried.sequence]
+        alone = [record for _, record in records]
+        names = tombstones.names_of(alone)
+        existing = _existing(cur, thread, [checkpoint_id for _, checkpoint_id in names]) if names else set()
+        keep, late = tombstones.sort_out(alone, buried, existing)
+        return [found for found, kept in zip(records, keep, strict=True) if kept], late
 
     def _after_refusal(
         self,
@@ -387,29 +471,127 @@ class Session:
             finished += self._flush_chunk([thread], targets, wait, progress)
         return finished + [thread for thread in chunk if thread in progress.locked and thread not in refused]
 
-    def _acknowledge(self, drained: dict[str, Drained], buried: dict[str, int], progress: Progress) -> None:
+    def _acknowledge(
+        self, drained: dict[str, Drained], held: dict[int, int], buried: dict[str, Buried], progress: Progress
+    ) -> None:
+        partition_of = self.commands.layout.partition_of
         flushed = {thread: found for thread, found in drained.items() if found.upto}
-        # Records of a deleted life of the thread are not in Postgres and must not get into the read cache.
-        calls = [self.commands.drop(thread, buried[thread]) for thread in flushed if thread in buried]
-        calls += [self.commands.ack(thread, found.upto) for thread, found in flushed.items()]
+        # What belongs to a deleted life is not in Postgres and must not get into the read cache.
+        calls = [self.commands.drop(thread, buried[thread].sequence) for thread in flushed if thread in buried]
+        calls += [self.commands.ack(thread, found) for thread, found in flushed.items()]
+        calls += [self.commands.drop(thread, 0) for thread in flushed if thread in progress.late]
+        # A server that has gone back in time must not give numbers anew.
+        floors = {partition_of(t): t for t, found in drained.items() if found.sequence < held[partition_of(t)]}
+        calls += [self.commands.raise_sequence(thread, held[partition]) for partition, thread in floors.items()]
         self.pipeline(calls)
         for thread, found in flushed.items():
             if found.missing:
                 progress.lost[thread] = found.missing
 
-    def write_around(self, batch: Batch, threads: Sequence[str], wait: float) -> None:
-        """Bring records straight to Postgres that Redis could not take.
+    def write_around(
+        self, batch: Batch, thread_id: str, name: Name | None, origin: Name | None, owes: bool, wait: float
+    ) -> bool:
+        """Bring a thread's records straight to Postgres that Redis could not take.
+
+        Args:
+            batch: The records.
+            thread_id: The thread.
+            name: The checkpoint among them, if there is one.
+            origin: The checkpoint that they continue or belong to.
+            owes: The buffer has something of the thread.
+            wait: Seconds to wait for the partition.
+
+        Returns:
+            Whether they came late for a deleted life of the thread, and nothing was written.
 
         Raises:
             StoreUnavailableError: Postgres cannot be reached.
             LockedElsewhereError: Another worker held the partition for too long.
         """
-        with self.locked(threads, wait) as (cur, _):
+        prefix = self.options.prefix
+        with self.locked([thread_id], wait) as (cur, _):
+            for row in cur.execute(threads.STATE_OF, ([thread_id], prefix, prefix)).fetchall():
+                if row["buried"] is None:
+                    continue
+                buried = threads.Buried(row["buried"], row["last_id"], frozenset(row["late"]))
+                existing = _existing(cur, thread_id, [origin[1]]) if origin else set()
+                if tombstones.is_late(origin, buried, existing, buried.late):
+                    if name is not None:
+                        cur.execute(threads.NOTE_LATE, ([name[1]], prefix, thread_id))
+                    return True
             batch.run(cur)
+            # What the buffer has of the thread is older than this now.
+            cur.execute(threads.OPEN_FOR_REPLAY if owes else threads.MARK_REPLAY, (prefix, [thread_id]))
+        return False
 
-    def bury(self, threads: Sequence[str], sequences: Sequence[int], cur: psycopg.Cursor[DictRow]) -> None:
-        """Note deleted threads: their records up to these sequence numbers are never flushed."""
-        cur.execute(_BURY, (self.options.prefix, list(threads), list(sequences)))
+    # -- open, lost and deleted threads --------------------------------------------------------------------------
+
+    def close_threads(self, tokens: dict[str, int]) -> None:
+        """Close threads, each under its token, unless something of them is dirty or they were opened anew."""
+        replies = self.pipeline([self.commands.close(thread, token) for thread, token in tokens.items()])
+        closed = [thread for thread, reply in zip(tokens, replies, strict=True) if reply == 1]
+        if closed:
+            with self._postgres_errors():
+                numbers = [tokens[thread] for thread in closed]
+                self.connection().execute(threads.CLOSE, (closed, numbers, self.options.prefix))
+
+    def close_idle(self) -> None:
+        """Close the threads that have been open for a while and have nothing dirty."""
+        with self._postgres_errors():
+            args = self.options.prefix, CLOSE_AFTER
+            rows = self.connection().execute(threads.OPEN_FOR, args).fetchall()
+        if rows:
+            self.close_threads({row["thread_id"]: row["token"] for row in rows})
+
+    def missing(self, thread_id: str, debt: Debt) -> list[Owed]:
+        """Return what of a debt is not in Postgres, and was not deleted.
+
+        Raises:
+            StoreUnavailableError: Postgres cannot be reached.
+        """
+        prefix = self.options.prefix
+        ids = list({owed.checkpoint_id for owed in debt.owed})
+        with self._postgres_errors(), self.connection().cursor() as cur:
+            rows = cur.execute(threads.STATE_OF, ([thread_id], prefix, prefix)).fetchall()
+            have = _existing(cur, thread_id, ids)
+            cur.execute(_EXISTING_WRITES, (thread_id, ids))
+            writes = {(r["checkpoint_ns"], r["checkpoint_id"], r["task_id"]) for r in cur.fetchall()}
+        buried = next((row for row in rows if row["buried"] is not None), None)
+        lost = []
+        for owed in debt.owed:
+            if buried is not None and (owed.sequence <= buried["buried"] or owed.checkpoint_id in buried["late"]):
+                continue
+            name = owed.checkpoint_ns, owed.checkpoint_id
+            if name not in have if owed.task_id is None else (*name, owed.task_id) not in writes:
+                lost.append(owed)
+        return lost
+
+    def bury(self, thread_ids: Sequence[str], sequences: Sequence[int], cur: psycopg.Cursor[DictRow]) -> dict[str, str]:
+        """Note deleted threads: what was put before is never flushed, nor what continues it.
+
+        Returns:
+            The latest checkpoint id of each deleted life.
+        """
+        heads = self._latest_ids(thread_ids)
+        cur.execute(threads.BURY, (self.options.prefix, list(thread_ids), list(sequences), heads))
+        return {row["thread_id"]: row["last_id"] for row in cur.fetchall()}
+
+    def _latest_ids(self, thread_ids: Sequence[str]) -> list[str]:
+        """Return the latest checkpoint id of each thread that Redis knows, or an empty one."""
+        with self._redis_errors():
+            pipe = self.redis().pipeline(transaction=False)
+            for thread in thread_ids:
+                pipe.hgetall(self.commands.layout.thread(thread).facts)
+            facts = pipe.execute()
+        return [
+            max((value.decode() for name, value in found.items() if name.startswith(b"h\0")), default="")
+            for found in facts
+        ]
+
+
+def _existing(cur: psycopg.Cursor[DictRow], thread_id: str, ids: Sequence[str]) -> set[Name]:
+    cur.execute(_EXISTING, (thread_id, list(ids)))
+    return {(row["checkpoint_ns"], row["checkpoint_id"]) for row in cur.fetchall()}
 
 
 def check_partitions(options: BufferOptions, stored: int) -> None:
@@ -425,20 +607,15 @@ def check_partitions(options: BufferOptions, stored: int) -> None:
         )
 
 
-def add_records(batch: Batch, thread_id: str, drained: Drained, buried: int) -> None:
-    """Add a thread's records to a batch, unless the thread was deleted after them."""
-    if drained.upto <= buried:
-        return
-    for sequence, record in zip(drained.sequences, drained.records, strict=True):
-        if sequence <= buried:
-            continue
-        address = Address(thread_id, record.checkpoint_ns)
-        if isinstance(record, DirtyCheckpoint):
-            batch.add_checkpoint(address, record.row)
-        elif isinstance(record, DirtyBlob):
-            batch.add_blob(address, record.blob)
-        else:
-            batch.add_write(address, record.checkpoint_id, record.write)
+def add_record(batch: Batch, thread_id: str, record: DirtyRecord, *, older: bool = False) -> None:
+    """Add a record to a batch; an older one replaces nothing."""
+    address = Address(thread_id, record.checkpoint_ns)
+    if isinstance(record, DirtyCheckpoint):
+        batch.add_checkpoint(address, record.row, older=older)
+    elif isinstance(record, DirtyBlob):
+        batch.add_blob(address, record.blob)
+    else:
+        batch.add_write(address, record.checkpoint_id, record.write, older=older)
 
 
 def _size(record: Any) -> int:

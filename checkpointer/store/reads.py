@@ -11,6 +11,7 @@ from langgraph.checkpoint.serde.types import TASKS
 
 from checkpointer.merge import Snapshot, Verdict, from_row
 from checkpointer.records import Address, Blob, Write
+from checkpointer.store import threads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,12 +46,23 @@ _READY = """
 SELECT current_setting('server_version_num')::int AS version,
     to_regclass('checkpoints') IS NOT NULL
     AND to_regclass('checkpoint_writes') IS NOT NULL
-    AND to_regclass('checkpoint_buffer_tombstones') IS NOT NULL AS tables
+    AND to_regclass('checkpoint_buffer_threads') IS NOT NULL AS tables
 """
 
+# Whether something of the thread went straight to Postgres that is newer than what Redis may have of it.
+_REPLAY = """
+EXISTS (SELECT FROM checkpoint_buffer_threads WHERE prefix = %s AND thread_id = %s AND replay) AS replay
+"""
+
+
+def _with_and_without_opening(sql: str) -> dict[bool, str]:
+    columns = "(SELECT token FROM opened) AS token, (SELECT existed FROM opened) AS existed,"
+    return {False: sql.format(opening=""), True: threads.with_opening(sql.format(opening=columns))}
+
+
 # The two counts are cheap: both are ranges at the end of the primary key's index.
-_VERIFY = """
-SELECT c.checkpoint_id, c.parent_checkpoint_id,
+_VERIFY = _with_and_without_opening(f"""
+SELECT {{opening}} {_REPLAY}, c.checkpoint_id, c.parent_checkpoint_id,
     (SELECT count(*) FROM checkpoint_writes w
      WHERE w.thread_id = %s AND w.checkpoint_ns = %s AND w.checkpoint_id = c.checkpoint_id) AS writes,
     (SELECT count(*) FROM checkpoint_writes w
@@ -61,10 +73,10 @@ LEFT JOIN LATERAL (
     WHERE thread_id = %s AND checkpoint_ns = %s
     ORDER BY checkpoint_id DESC LIMIT 1
 ) AS c ON true
-"""
+""")
 
 # A skip scan: one index probe for each namespace, whatever the length of their histories.
-_LATEST = f"""
+_LATEST = _with_and_without_opening(f"""
 WITH RECURSIVE heads AS (
     (SELECT checkpoint_ns, checkpoint_id, 1 AS n FROM checkpoints
      WHERE thread_id = %s ORDER BY checkpoint_ns DESC, checkpoint_id DESC LIMIT 1)
@@ -77,12 +89,13 @@ WITH RECURSIVE heads AS (
     ) AS next
     WHERE heads.n <= {NAMESPACES_LIMIT}
 )
-SELECT (SELECT array_agg(ARRAY[heads.checkpoint_ns, heads.checkpoint_id]) FROM heads) AS heads, found.*
+SELECT {{opening}} {_REPLAY},
+    (SELECT array_agg(ARRAY[heads.checkpoint_ns, heads.checkpoint_id]) FROM heads) AS heads, found.*
 FROM (SELECT 1) AS one
 LEFT JOIN LATERAL (
     {SELECT} WHERE thread_id = %s AND checkpoint_ns = %s ORDER BY checkpoint_id DESC LIMIT 1
 ) AS found ON true
-"""
+""")
 
 _ONE = f"{SELECT} WHERE thread_id = %s AND checkpoint_ns = %s AND checkpoint_id = %s"
 
@@ -116,20 +129,25 @@ def partitions(prefix: str) -> Query:
     return Query("SELECT partitions FROM checkpoint_buffers WHERE prefix = %s", (prefix,))
 
 
-def verify(address: Address) -> Query:
-    """Ask for a namespace's latest checkpoint id, in the shortest way."""
-    return Query(_VERIFY, (address.thread_id, address.checkpoint_ns) * 3)
+def verify(prefix: str, address: Address, *, opening: bool = False) -> Query:
+    """Ask for a namespace's latest checkpoint id, in the shortest way; and open the thread, if so asked."""
+    owner = (prefix, address.thread_id)
+    where = (address.thread_id, address.checkpoint_ns)
+    return Query(_VERIFY[opening], (*owner * (1 + opening), *where * 3))
 
 
 def read_verdict(rows: Sequence[Mapping[str, Any]]) -> Verdict:
     """Read the answer to `verify`."""
     row = rows[0]
-    return Verdict(row["checkpoint_id"], row["parent_checkpoint_id"], row["writes"], row["orphans"])
+    return Verdict(row["checkpoint_id"], row["parent_checkpoint_id"], row["writes"], row["orphans"], row["replay"])
 
 
-def latest(address: Address) -> Query:
-    """Read a namespace's latest checkpoint, and the heads of all namespaces of the thread."""
-    return Query(_LATEST, (address.thread_id, *(address.thread_id,) * 2, address.checkpoint_ns))
+def latest(prefix: str, address: Address, *, opening: bool = False) -> Query:
+    """Read a namespace's latest checkpoint, and the heads of all namespaces of the thread; and open the thread."""
+    owner = (prefix, address.thread_id)
+    thread = address.thread_id
+    before = owner if opening else ()
+    return Query(_LATEST[opening], (*before, thread, thread, *owner, thread, address.checkpoint_ns))
 
 
 def read_latest(rows: Sequence[Mapping[str, Any]]) -> tuple[Snapshot | None, list[tuple[str, str]] | None]:
@@ -148,6 +166,14 @@ def one(address: Address, checkpoint_id: str) -> Query:
 def read_one(rows: Sequence[Mapping[str, Any]]) -> Snapshot | None:
     """Read the answer to `one`."""
     return from_row(rows[0]) if rows else None
+
+
+def exists(address: Address, checkpoint_id: str) -> Query:
+    """Ask whether there is a checkpoint of this id."""
+    sql = """
+    SELECT EXISTS (SELECT FROM checkpoints WHERE thread_id = %s AND checkpoint_ns = %s AND checkpoint_id = %s) AS found
+    """
+    return Query(sql, (address.thread_id, address.checkpoint_ns, checkpoint_id))
 
 
 def parts(address: Address, checkpoint_id: str, refs: Sequence[str]) -> Query:

@@ -1,0 +1,518 @@
+"""How a put gets to where it is safe: into the buffer, around it, on to Postgres, or not at all, and then it is said.
+
+Not here: doing a step (`saver.py` has the runners) and reading (`operations.py`). Each operation is a generator
+without I/O. Words: a thread is *open* once Postgres knows that the buffer may have something of it
+(`store/threads.py`); a put goes *around* when it is stored in Postgres because Redis cannot take it; it is *late* when
+it continues a checkpoint of a thread that was deleted meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+from checkpointer.buffer.commands import Commands, PutReply, ScriptCall, Standing
+from checkpointer.errors import (
+    AcknowledgementError,
+    BufferUnavailableError,
+    CheckpointerError,
+    CheckpointLostError,
+    StoreUnavailableError,
+    UnsupportedServerError,
+)
+from checkpointer.events import CheckpointEvent, describe_error
+from checkpointer.flush.ledger import Owed
+from checkpointer.flush.session import LockedElsewhereError
+from checkpointer.options import ACKS
+from checkpointer.records import Address, Blob, Codec, Put, PutWrites, saved_config
+from checkpointer.steps import Flushed, Job, Pause
+from checkpointer.store import reads, threads
+from checkpointer.store.reads import Query
+from checkpointer.store.writes import Batch
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Generator, Sequence
+
+    from langchain_core.runnables import RunnableConfig
+
+    from checkpointer.flush.flusher import Flusher
+    from checkpointer.flush.ledger import Ledger
+    from checkpointer.options import Ack, BufferOptions
+    from checkpointer.sanitize import Change
+    from checkpointer.steps import Step
+    from checkpointer.store.threads import Opening
+    from checkpointer.tiers import Tier
+    from checkpointer.watermarks import WaterMarks
+
+_KNOWN_THREADS = 10_000
+# An opening that no put has used for this long may have been taken back (flush/session.py: CLOSE_AFTER).
+_OPENING_SECONDS = 20.0
+_ATTEMPTS = 6
+_DELTA = b'"counters_since_delta_snapshot"'
+
+
+class _About:
+    """What events say about a put."""
+
+    def __init__(self, put: Put | PutWrites) -> None:
+        self.address = put.address
+        self.run_id = put.run_id
+        if isinstance(put, Put):
+            self.operation, self.checkpoint_id, self.step = "put", put.row.checkpoint_id, put.step
+        else:
+            self.operation, self.checkpoint_id, self.step = "put_writes", put.checkpoint_id, None
+
+    def event(self, name: str, severity: Any, message: str, **more: Any) -> CheckpointEvent:
+        return CheckpointEvent(
+            name=name,
+            severity=severity,
+            message=message,
+            thread_id=self.address.thread_id,
+            run_id=self.run_id,
+            checkpoint_ns=self.address.checkpoint_ns,
+            checkpoint_id=self.checkpoint_id,
+            step=self.step,
+            operation=self.operation,
+            **more,
+        )
+
+
+class Puts:
+    """The puts of one saver; shared by its clones.
+
+    Args:
+        commands: Builds the script calls.
+        ledger: What this process owes.
+        options: The saver's settings.
+        emit: Takes events.
+        redis_tier: The health of Redis.
+        postgres_tier: The health of Postgres.
+        flusher: Has threads flushed.
+        marks: How full the buffer is.
+        lock: Guards what is kept here by thread.
+    """
+
+    def __init__(
+        self,
+        commands: Commands,
+        ledger: Ledger,
+        options: BufferOptions,
+        emit: Callable[[CheckpointEvent], None],
+        redis_tier: Tier,
+        postgres_tier: Tier,
+        flusher: Flusher,
+        marks: WaterMarks,
+        lock: threading.Lock,
+    ) -> None:
+        self._commands = commands
+        self._ledger = ledger
+        self._options = options
+        self._emit = emit
+        self._redis_tier = redis_tier
+        self._postgres_tier = postgres_tier
+        self._flusher = flusher
+        self._marks = marks
+        self._lock = lock
+        # What cold reads learned of whole threads: thread -> packed heads, for the thread's next put.
+        self._known: OrderedDict[str, bytes] = OrderedDict()
+        # Threads that a read has opened for the puts that follow: thread -> opening, and when.
+        self._openings: OrderedDict[str, tuple[Opening, float]] = OrderedDict()
+        # Threads that went around: before the next put into the buffer, what it has is flushed.
+        self._around: OrderedDict[str, None] = OrderedDict()
+        # Threads whose users were told of the outage of Redis with this number, and of late puts.
+        self._told: set[str] = set()
+        self._told_of = 0
+        self._told_late: OrderedDict[str, None] = OrderedDict()
+        self._unconfirmed_at = 0.0
+
+    # -- what reads tell -----------------------------------------------------------------------------------------
+
+    def learn(self, thread_id: str, known: bytes) -> None:
+        """Keep what a read has learned of all namespaces of a thread, for its next put."""
+        with self._lock:
+            _keep(self._known, thread_id, known)
+
+    def opened(self, thread_id: str, opening: Opening) -> None:
+        """Keep the token under which a read has opened a thread, for its next put."""
+        with self._lock:
+            _keep(self._openings, thread_id, (opening, time.monotonic()))
+
+    def forget(self, thread_ids: Sequence[str]) -> None:
+        """Forget what reads have told of threads that are changed as a whole."""
+        with self._lock:
+            for thread_id in thread_ids:
+                self._known.pop(thread_id, None)
+
+    def _opening(self, thread_id: str) -> Opening | None:
+        with self._lock:
+            found = self._openings.pop(thread_id, None)
+        return found[0] if found and time.monotonic() - found[1] < _OPENING_SECONDS else None
+
+    # -- the two puts --------------------------------------------------------------------------------------------
+
+    def put(self, put: Put, codec: Codec) -> Generator[Step, Any, RunnableConfig]:
+        """Store a checkpoint: in the buffer, or in Postgres if the buffer cannot take it."""
+        about = _About(put)
+        address = put.address
+        self._ledger.begin(address.thread_id)
+        self._report_changes(about, put.changes)
+        saved = saved_config(address, put.row.checkpoint_id)
+        known = self._known.pop(address.thread_id, b"")
+
+        def call(standing: Standing, whole: bool) -> ScriptCall:
+            blobs = self._all_blobs(put, codec) if whole else put.blobs
+            return self._commands.put(put, standing, known, blobs)
+
+        level = put.ack or self._options.ack
+        is_delta = _DELTA in put.row.metadata
+        try:
+            reply, confirmed = yield from self._into_buffer(about, call, put.origin, level, is_delta)
+        except BufferUnavailableError as exc:
+            if is_delta and self._ledger.debt(address.thread_id):
+                raise self._lost(
+                    about,
+                    exc,
+                    "Redis cannot be reached, and this thread has a DeltaChannel whose latest writes are only there, "
+                    "so the checkpoint cannot go straight to Postgres. Resume the thread when Redis is back.",
+                ) from exc
+            # All values, not only the changed ones: the unchanged may be in the buffer only.
+            batch = Batch()
+            for blob in self._all_blobs(put, codec):
+                batch.add_blob(address, blob)
+            batch.add_checkpoint(address, put.row)
+            yield from self._go_around(about, batch, put.origin, exc)
+            return saved
+        if reply is None:
+            return saved
+        owed = Owed(reply.sequence, address.checkpoint_ns, put.row.checkpoint_id, None, put.step)
+        self._note(about, reply, len(put.blobs) + 1, owed)
+        if reply.lacks:
+            blobs = codec.encode_blobs(put, reply.lacks)
+            # The put is acknowledged; without the unchanged channels, reads ask Postgres for them.
+            with contextlib.suppress(BufferUnavailableError):
+                yield self._commands.fill(address, put.row.checkpoint_id, blobs)
+        yield from self._make_sure(about, level, confirmed, reply)
+        return saved
+
+    @staticmethod
+    def _all_blobs(put: Put, codec: Codec) -> list[Blob]:
+        new = {blob.ref for blob in put.blobs}
+        missing = [i for i, ref in enumerate(put.row.refs, 1) if ref not in new]
+        return [*put.blobs, *codec.encode_blobs(put, missing)]
+
+    def put_writes(self, put: PutWrites) -> Generator[Step, Any, None]:
+        """Store pending writes: in the buffer, or in Postgres if the buffer cannot take them."""
+        about = _About(put)
+        address = put.address
+        self._ledger.begin(address.thread_id)
+        self._report_changes(about, put.changes)
+        level = put.ack or self._options.ack
+        if put.writes[0].overwrite:
+            level = max(level, self._options.control_ack, key=ACKS.index)
+
+        def call(standing: Standing, whole: bool) -> ScriptCall:
+            return self._commands.put_writes(put, standing)
+
+        origin = address.checkpoint_ns, put.checkpoint_id
+        try:
+            reply, confirmed = yield from self._into_buffer(about, call, origin, level, False)
+        except BufferUnavailableError as exc:
+            batch = Batch()
+            for write in put.writes:
+                batch.add_write(address, put.checkpoint_id, write)
+            yield from self._go_around(about, batch, origin, exc)
+            return
+        if reply is None:
+            return
+        owed = Owed(reply.sequence, address.checkpoint_ns, put.checkpoint_id, put.writes[0].task_id)
+        self._note(about, reply, len(put.writes), owed)
+        yield from self._make_sure(about, level, confirmed, reply)
+
+    # -- into the buffer -----------------------------------------------------------------------------------------
+
+    def _into_buffer(
+        self,
+        about: _About,
+        call: Callable[[Standing, bool], ScriptCall],
+        origin: tuple[str, str] | None,
+        level: Ack,
+        is_delta: bool,
+    ) -> Generator[Step, Any, tuple[PutReply | None, bool]]:
+        """Put into Redis what `call` builds; returns the reply, None for a late put, and whether it is confirmed.
+
+        Raises:
+            BufferUnavailableError: Redis cannot take it.
+        """
+        thread = about.address.thread_id
+        partition = self._commands.layout.partition_of(thread)
+        yield from self._hold_back()
+        if thread in self._around and not self._redis_tier.is_down:
+            yield from self._flush_what_was_passed(thread)
+        opening = self._opening(thread)
+        whole = opening is not None and opening.existed
+        standing = Standing(
+            opening.token if opening else None, self._ledger.expected(thread), self._ledger.floor(partition)
+        )
+        for _ in range(_ATTEMPTS):
+            raw = yield call(standing, whole)._replace(confirm=self._confirmation(level))
+            confirmed = level == "buffered"
+            if level in ("replicated", "fsynced"):
+                raw, answer = raw
+                confirmed = self._is_confirmed(level, answer)
+            reply = self._commands.read_put(raw)
+            if reply.refused is None:
+                return reply, confirmed
+            if reply.refused == "closed":
+                standing, whole = yield from self._open(thread, standing)
+            elif reply.refused == "lost":
+                self._ledger.suspect(thread)
+                standing, whole = standing._replace(expected=0), True
+                yield from self._look_for_losses(about, is_delta)
+            elif (yield from self._is_late(about, origin)):
+                return None, True
+            else:
+                standing = standing._replace(force=True)
+        raise BufferUnavailableError(
+            f"Redis refused a {about.operation} of thread {thread!r} several times, each time because the thread's "
+            "state had changed meanwhile."
+        )
+
+    def _hold_back(self) -> Generator[Step, Any, None]:
+        if (pause := self._marks.pause()) and not self._postgres_tier.is_down:
+            self._flusher.wake(self._ledger.threads())
+            yield Pause(pause)
+
+    def _flush_what_was_passed(self, thread: str) -> Generator[Step, Any, None]:
+        """Flush what Redis had of a thread before some of it went around, so that the new comes after it."""
+        try:
+            yield Flushed(thread, 0)
+        except CheckpointerError:
+            return  # not yet; what is flushed later replaces nothing (flush/session.py)
+        with self._lock:
+            self._around.pop(thread, None)
+
+    def _open(self, thread: str, standing: Standing) -> Generator[Step, Any, tuple[Standing, bool]]:
+        try:
+            opening = threads.read_opening((yield Query(*threads.opening(self._options.prefix, thread))))
+        except StoreUnavailableError:
+            # Postgres cannot be told; the buffer carries on. Whether it has forgotten something is open.
+            return standing._replace(open=0), True
+        if opening.existed:
+            return standing._replace(open=opening.token), True
+        # Closed in order: all that was put before is in Postgres.
+        return standing._replace(open=opening.token, expected=0), False
+
+    def _look_for_losses(self, about: _About, is_delta: bool) -> Generator[Step, Any, None]:
+        thread = about.address.thread_id
+        try:
+            lost = yield Job(lambda session: self._flusher.audit(session, [thread]))
+        except CheckpointerError as exc:
+            if is_delta:
+                raise self._lost(
+                    about,
+                    exc,
+                    "Redis has forgotten records of this thread, whose DeltaChannel needs them, and Postgres cannot be "
+                    "asked for them. Resume the thread when Postgres is back.",
+                ) from exc
+            return  # the flusher looks again
+        if lost and is_delta:
+            cause = CheckpointLostError(f"{lost} acknowledged records of the thread are lost")
+            raise self._lost(
+                about,
+                cause,
+                "Redis has lost records of this thread that its DeltaChannel needs, so the checkpoint would be wrong. "
+                "Resume the thread from its latest checkpoint.",
+            ) from cause
+
+    def _is_late(self, about: _About, origin: tuple[str, str] | None) -> Generator[Step, Any, bool]:
+        address = about.address
+        if origin is not None:
+            try:
+                if (yield reads.exists(Address(address.thread_id, origin[0]), origin[1]))[0]["found"]:
+                    return False
+            except StoreUnavailableError:
+                return False  # the flush looks again
+        with self._lock:
+            told = address.thread_id in self._told_late
+            _keep(self._told_late, address.thread_id, None)
+        if not told:
+            self._emit(late_event(about))
+        return True
+
+    # -- acknowledging -------------------------------------------------------------------------------------------
+
+    def _confirmation(self, level: Ack) -> tuple[str | int, ...]:
+        milliseconds = max(1, int(self._options.redis_timeout * 800))
+        if level == "replicated":
+            return "WAIT", self._options.replicas, milliseconds
+        return ("WAITAOF", 1, 0, milliseconds) if level == "fsynced" else ()
+
+    def _is_confirmed(self, level: Ack, answer: Any) -> bool:
+        if isinstance(answer, Exception):
+            raise UnsupportedServerError(
+                f"This Redis cannot acknowledge with ack={level!r} ({answer}): "
+                + (
+                    "it needs Redis 7.2 or Valkey with appendonly yes."
+                    if level == "fsynced"
+                    else "it needs a server with replicas."
+                )
+                + " The put is in the buffer."
+            ) from answer
+        if level == "replicated":
+            return int(answer) >= self._options.replicas
+        return int(answer[0]) >= 1
+
+    def _make_sure(self, about: _About, level: Ack, confirmed: bool, reply: PutReply) -> Generator[Step, Any, None]:
+        """Bring a buffered put to the level asked for.
+
+        Raises:
+            AcknowledgementError: That failed.
+        """
+        thread = about.address.thread_id
+        if confirmed:
+            if self._marks.goes_through() and not self._postgres_tier.is_down:
+                # If that fails, it is still buffered, which is what was asked for.
+                with contextlib.suppress(CheckpointerError):
+                    yield Flushed(thread, reply.sequence)
+            return
+        if level != "flushed" and time.monotonic() - self._unconfirmed_at > 60:
+            self._unconfirmed_at = time.monotonic()
+            self._emit(
+                about.event(
+                    "put.unconfirmed",
+                    "warning",
+                    f"Redis did not confirm a put as {level} in time; it is flushed to Postgres instead.",
+                    error_type="checkpoint_buffer_error",
+                    outcome="buffered",
+                )
+            )
+        try:
+            yield Flushed(thread, reply.sequence)
+        except CheckpointerError as exc:
+            self._emit(
+                about.event(
+                    "put.unacknowledged",
+                    "error",
+                    f"A put could not be made as safe as asked for ({level}); it waits in the buffer.",
+                    error_type="checkpoint_buffer_error",
+                    outcome="buffered",
+                    checkpoint_count=int(about.operation == "put"),
+                    error=describe_error(exc),
+                    user_notice=True,
+                )
+            )
+            raise AcknowledgementError(
+                f"The {about.operation} is in the buffer, but could not be acknowledged as {level!r}: {exc} It will be "
+                "flushed when that is possible; putting it again is safe."
+            ) from exc
+
+    def _note(self, about: _About, reply: PutReply, records: int, owed: Owed) -> None:
+        thread = about.address.thread_id
+        partition = self._commands.layout.partition_of(thread)
+        self._ledger.saw(thread, reply.sequence, partition, reply.sequence)
+        self._marks.note(partition, reply.held_bytes, reply.age)
+        count = self._ledger.note(thread, records, owed, reply.token, about.run_id)
+        if count >= self._options.flush_size and "size" in self._options.triggers:
+            self._flusher.wake(self._ledger.threads())
+
+    # -- around the buffer ---------------------------------------------------------------------------------------
+
+    def _go_around(
+        self, about: _About, batch: Batch, origin: tuple[str, str] | None, cause: BufferUnavailableError
+    ) -> Generator[Step, Any, None]:
+        thread = about.address.thread_id
+        wait = self._options.postgres_timeout
+        owes = self._ledger.debt(thread) is not None
+        name = (about.address.checkpoint_ns, about.checkpoint_id) if about.operation == "put" else None
+        with self._lock:
+            _keep(self._around, thread, None)
+        try:
+            late = yield Job(lambda session: session.write_around(batch, thread, name, origin, owes, wait))
+        except (StoreUnavailableError, LockedElsewhereError) as exc:
+            step = "" if about.step is None else f" of step {about.step}"
+            raise self._lost(
+                about,
+                exc,
+                f"Neither Redis nor Postgres took the {about.operation}{step}; what the run does from here on is not "
+                "saved. Resume the thread when the servers are back.",
+            ) from exc
+        if late:
+            self._emit(late_event(about))
+            return
+        with self._lock:
+            if self._told_of != self._redis_tier.outages:
+                self._told_of = self._redis_tier.outages
+                self._told.clear()
+            if thread in self._told:
+                return
+            self._told.add(thread)
+        self._emit(
+            about.event(
+                "put.around",
+                "warning",
+                "The buffer cannot be reached; checkpoints of this thread go straight to the database.",
+                error_type="checkpoint_buffer_error",
+                outcome="recovered",
+                checkpoint_count=len(batch.checkpoints),
+                error=describe_error(cause.__cause__ or cause),
+                user_notice=True,
+            )
+        )
+
+    def _lost(self, about: _About, cause: BaseException, message: str) -> CheckpointLostError:
+        """Report that a put was not taken, and return the error for it."""
+        self._emit(
+            about.event(
+                "put.failed",
+                "critical",
+                "Neither Redis nor Postgres could take a checkpoint; the run is not saved from "
+                + ("here" if about.step is None else f"step {about.step}")
+                + " on.",
+                error_type="checkpoint_lost",
+                outcome="lost",
+                lost_from_step=about.step,
+                checkpoint_count=int(about.operation == "put"),
+                error=describe_error(cause),
+                user_notice=True,
+            )
+        )
+        return CheckpointLostError(message)
+
+    def _report_changes(self, about: _About, changes: Sequence[Change]) -> None:
+        if not changes:
+            return
+        shown = ", ".join(f"{change.path} ({change.kind})" for change in changes[:5])
+        more = f" and {len(changes) - 5} more" if len(changes) > 5 else ""
+        self._emit(
+            about.event(
+                "put.sanitized",
+                "warning",
+                f"Values that Postgres cannot hold were replaced: {shown}{more}.",
+                error_type="checkpoint_sanitized",
+                context={
+                    "changes": [{"path": c.path, "kind": c.kind} for c in changes[:100]],
+                    "change_count": len(changes),
+                },
+            )
+        )
+
+
+def _keep(kept: OrderedDict[str, Any], key: str, value: Any) -> None:
+    kept[key] = value
+    while len(kept) > _KNOWN_THREADS:
+        kept.popitem(last=False)
+
+
+def late_event(about: _About) -> CheckpointEvent:
+    """Return the event of a put that continues a deleted life of its thread."""
+    return about.event(
+        "put.late",
+        "warning",
+        "The thread was deleted while a run of it was going on; what the run still saves is dropped.",
+        error_type="checkpoint_late",
+        checkpoint_count=int(about.operation == "put"),
+        user_notice=True,
+    )
