@@ -12,14 +12,18 @@ Exit codes: 0 done; 1 it failed, or a check found something, with one line on st
 
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import orjson
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.rows import dict_row
 
 from checkpointer.errors import CheckpointerError, ConfigurationError, NotSetUpError, StoreUnavailableError
+from checkpointer.events import CheckpointEvent
+from checkpointer.flush import abandon
+from checkpointer.hooks import HookContext, Hooks, load_hook
 from checkpointer.store import schema
 from observability import queries
 
@@ -105,7 +109,58 @@ def _app() -> "typer.Typer":
         else:
             _print_table(rows)
 
+    buffer = typer.Typer(no_args_is_help=True, help="What the buffer holds.")
+    app.add_typer(buffer, name="buffer")
+    prefix_option = typer.Option(envvar="CHECKPOINTER_PREFIX", help="The application's key prefix.")
+    yes_option = typer.Option("--yes", help="Do it; without this the threads are only listed.")
+
+    @buffer.callback()
+    def about_buffer() -> None:
+        """What the buffer holds."""
+
+    @buffer.command("abandon")
+    def abandon_buffer(
+        prefix: Annotated[str, prefix_option] = "checkpointer",
+        yes: Annotated[bool, yes_option] = False,
+        postgres_uri: Annotated[str | None, postgres_option] = None,
+        redis_url: Annotated[str | None, redis_option] = None,
+    ) -> None:
+        """Give up a Redis that is gone for good: threads go on from their latest checkpoint in Postgres."""
+        with _connect(postgres_uri) as conn:
+            if not yes:
+                threads = abandon.open_threads(conn, prefix)
+                for thread in threads:
+                    typer.echo(_cell(thread))
+                typer.echo(f"{len(threads)} threads are open. What only Redis has of them is lost with --yes.")
+                return
+            with _reporting(postgres_uri or "", prefix) as emit:
+                threads = abandon.abandon(conn, prefix, emit)
+        for thread in threads:
+            typer.echo(_cell(thread))
+        typer.echo(f"{len(threads)} threads were given up.")
+
     return app
+
+
+@contextlib.contextmanager
+def _reporting(postgres_uri: str, prefix: str) -> Iterator[Callable[[CheckpointEvent], None]]:
+    """Report events to the thread's log and the table of errors."""
+
+    def connect() -> psycopg.Connection[Any]:
+        return psycopg.connect(postgres_uri, autocommit=True, row_factory=dict_row)
+
+    def no_redis() -> NoReturn:
+        raise ConnectionError("this command works without Redis")
+
+    context = HookContext(connect_postgres=connect, connect_redis=no_redis, prefix=prefix, identity="command-line")
+    hooks = Hooks()
+    for name in ("thread_log", "system_errors"):
+        hooks.add(load_hook(name, context), name=name)
+    try:
+        yield hooks.emit
+        hooks.flush(_CONNECT_SECONDS)
+    finally:
+        hooks.close()
 
 
 @contextlib.contextmanager

@@ -129,6 +129,26 @@ class Operations:
         yield Job(lambda session: session.connection())
         yield from self.ready()
         yield from self.check_buffer()
+        self._check_acknowledgement((yield ServerInfo()))
+
+    def _check_acknowledgement(self, info: Mapping[str, Any]) -> None:
+        """Check that Redis can acknowledge at the levels that are set.
+
+        Raises:
+            UnsupportedServerError: It cannot.
+        """
+        levels = {self._options.ack, self._options.control_ack}
+        version = tuple(int(part) for part in str(info.get("redis_version", "0")).split(".")[:2])
+        if "fsynced" in levels and (version < (7, 2) or not info.get("aof_enabled")):
+            raise UnsupportedServerError(
+                "ack='fsynced' needs Redis 7.2 or Valkey with appendonly yes; this is Redis "
+                f"{info.get('redis_version')} with appendonly {'yes' if info.get('aof_enabled') else 'no'}."
+            )
+        if "replicated" in levels and int(info.get("connected_slaves", 0)) < self._options.replicas:
+            raise UnsupportedServerError(
+                f"ack='replicated' with replicas={self._options.replicas} needs as many connected replicas; this Redis "
+                f"has {info.get('connected_slaves', 0)}."
+            )
 
     def check_buffer(self) -> Generator[Step, Any, None]:
         """Check the version of Redis.
