@@ -341,7 +341,7 @@ class Operations:
         wanted = None if thread_id is None else [thread_id]
         wait = self._options.postgres_timeout
         try:
-            yield Job(lambda session: flush_first(session, self._ledger, wanted, wait))
+            yield Job(lambda session: flush_first(session, self._flusher, wanted, wait))
         except BufferUnavailableError as exc:
             yield from self._require_store_alone(thread_id, "", exc)
 
@@ -437,7 +437,7 @@ class Operations:
         yield from self.ready()
         self._puts.forget(threads)
         wait = self._options.postgres_timeout
-        yield Job(lambda session: work(session, self._ledger, *args, wait))
+        yield Job(lambda session: work(session, self._flusher, *args, wait))
 
 
 def thread_ids(values: Any) -> list[str]:

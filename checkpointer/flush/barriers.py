@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from psycopg import Cursor
     from psycopg.rows import DictRow
 
-    from checkpointer.flush.ledger import Ledger
+    from checkpointer.flush.flusher import Flusher
     from checkpointer.flush.session import Session
 
 _COPY = (
@@ -80,7 +80,7 @@ FROM checkpoints WHERE thread_id = %s AND checkpoint_ns = %s AND checkpoint_id =
 """
 
 
-def delete_threads(session: Session, ledger: Ledger, threads: Sequence[str], wait: float) -> None:
+def delete_threads(session: Session, flusher: Flusher, threads: Sequence[str], wait: float) -> None:
     """Delete threads; whatever is in flight of them, up to now, stays deleted.
 
     Raises:
@@ -97,31 +97,31 @@ def delete_threads(session: Session, ledger: Ledger, threads: Sequence[str], wai
     drops = [session.commands.drop(t, upto, latest[t]) for t, upto in zip(threads, sequences, strict=True)]
     session.pipeline(drops)
     for thread, upto in zip(threads, sequences, strict=True):
-        ledger.paid(thread, upto)
+        flusher.ledger.paid(thread, upto)
 
 
-def copy_thread(session: Session, ledger: Ledger, source: str, target: str, wait: float) -> None:
+def copy_thread(session: Session, flusher: Flusher, source: str, target: str, wait: float) -> None:
     """Copy all that was saved of a thread so far to another one.
 
     Raises:
         FlushIncompleteError: The source could not be flushed.
         TierUnavailableError: A server cannot be reached.
     """
-    flush_first(session, ledger, [source, target], wait)
+    flush_first(session, flusher, [source, target], wait)
     with _holding(session, [source, target], wait) as cur:
         for sql in _COPY:
             cur.execute(sql.encode(), (target, source))
     forget_clean(session, [target])
 
 
-def prune_to_latest(session: Session, ledger: Ledger, threads: Sequence[str], wait: float) -> None:
+def prune_to_latest(session: Session, flusher: Flusher, threads: Sequence[str], wait: float) -> None:
     """Keep the latest checkpoint of each namespace, and what its delta channels need; delete the rest.
 
     Raises:
         FlushIncompleteError: A thread could not be flushed.
         TierUnavailableError: A server cannot be reached.
     """
-    flush_first(session, ledger, threads, wait)
+    flush_first(session, flusher, threads, wait)
     for thread in threads:
         with _holding(session, [thread], wait) as cur:
             _keep_latest(cur, thread)
@@ -170,14 +170,14 @@ def _delta_ancestors(cur: Cursor[DictRow], address: Address, head: str) -> list[
     return list(dict.fromkeys(i for chain in found.chain.values() for i in chain))
 
 
-def delete_for_runs(session: Session, ledger: Ledger, run_ids: Sequence[str], wait: float) -> None:
+def delete_for_runs(session: Session, flusher: Flusher, run_ids: Sequence[str], wait: float) -> None:
     """Delete the checkpoints of runs, with their pending writes and the blobs that no other checkpoint needs.
 
     Raises:
         FlushIncompleteError: Something could not be flushed.
         TierUnavailableError: A server cannot be reached.
     """
-    flush_first(session, ledger, None, wait)
+    flush_first(session, flusher, None, wait)
     with _holding(session, [], wait) as cur:
         found = _rows(cur, _OF_RUNS, (list(run_ids),))
     by_thread: dict[str, list[DictRow]] = {}
@@ -210,7 +210,7 @@ def _rows(cur: Cursor[DictRow], sql: str, params: Sequence[Any]) -> list[DictRow
     return cur.execute(sql.encode(), params, prepare=False).fetchall()
 
 
-def flush_first(session: Session, ledger: Ledger, threads: Sequence[str] | None, wait: float) -> None:
+def flush_first(session: Session, flusher: Flusher, threads: Sequence[str] | None, wait: float) -> None:
     """Flush threads, or everything, for an operation that reads Postgres.
 
     Raises:
@@ -219,9 +219,7 @@ def flush_first(session: Session, ledger: Ledger, threads: Sequence[str] | None,
     """
     wanted = session.dirty_threads() if threads is None else threads
     progress = Progress()
-    session.flush(wanted, wait, progress)
-    for thread, upto in progress.done.items():
-        ledger.paid(thread, upto)
+    flusher.flush_threads(session, wanted, wait, progress)
     left = [thread for thread in dict.fromkeys(wanted) if thread not in progress.done]
     if left:
         refusal = next(iter(progress.refused.values()), None)

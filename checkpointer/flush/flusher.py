@@ -69,7 +69,7 @@ class Flusher:
         marks: WaterMarks,
     ) -> None:
         self._session = session
-        self._ledger = ledger
+        self.ledger = ledger
         self._options = options
         self._emit = emit
         self._marks = marks
@@ -152,7 +152,7 @@ class Flusher:
 
     def run_ended(self, thread_id: str, active: frozenset[str]) -> None:
         """Flush what an ended run has left: its thread, and others that no run is working on."""
-        owed = self._ledger.threads()
+        owed = self.ledger.threads()
         ready = [thread for thread in owed if thread == thread_id or thread not in active]
         with self._cond:
             self._ended.update((thread_id, *ready))
@@ -180,9 +180,9 @@ class Flusher:
         self._waiters.clear()
 
     def _flush_until(self, deadline: float) -> None:
-        while self._ledger.records and (left := deadline - time.monotonic()) > 0:
+        while self.ledger.records and (left := deadline - time.monotonic()) > 0:
             with contextlib.suppress(TimeoutError, CheckpointerError):
-                if self.flush(self._ledger.threads()).result(left):
+                if self.flush(self.ledger.threads()).result(left):
                     continue
             # Another worker may be at it, or a server is on its way back.
             threading.Event().wait(min(0.2, max(0.0, deadline - time.monotonic())))
@@ -223,10 +223,8 @@ class Flusher:
         progress = Progress()
         failure: Exception | None = None
         try:
-            self._session.flush(waiters, self._options.postgres_timeout, progress)
-            self._settle(progress)
+            self.flush_threads(self._session, waiters, self._options.postgres_timeout, progress)
         except Exception as exc:  # noqa: BLE001 - it belongs to whoever waits
-            self._settle(progress)
             failure = exc
             self._report_failure(exc, set(waiters))
         for thread, asked in waiters.items():
@@ -271,35 +269,31 @@ class Flusher:
             wanted = dict.fromkeys(urgent)
             if recovering:
                 found = self._session.dirty_threads()
-                earlier = [thread for thread in found if not self._ledger.works_on(thread)]
+                earlier = [thread for thread in found if not self.ledger.works_on(thread)]
                 if earlier:
-                    self._session.flush(earlier, None, recovered)
-                wanted |= dict.fromkeys(thread for thread in found if self._ledger.works_on(thread))
+                    self.flush_threads(self._session, earlier, None, recovered)
+                wanted |= dict.fromkeys(thread for thread in found if self.ledger.works_on(thread))
             elif "age" in self._options.triggers and time.monotonic() >= self._next_scan:
                 self._next_scan = time.monotonic() + age / 2
                 held = self._session.scan()
                 self._marks.scanned(held)
                 old = [partition for partition, (_, oldest) in held.items() if oldest >= age]
                 wanted |= dict.fromkeys(self._session.dirty_threads(old))
-                wanted |= dict.fromkeys(self._ledger.threads(older_than=age))
+                wanted |= dict.fromkeys(self.ledger.threads(older_than=age))
             now = time.monotonic()
             wanted = {t: None for t in wanted if self._refused_until.get(t, 0.0) <= now}
             if wanted:
-                self._session.flush(wanted, None, progress)
+                self.flush_threads(self._session, wanted, None, progress)
             self._close_threads(ended, progress)
         except Exception as exc:  # noqa: BLE001 - reported; the thread must live
             with self._cond:
                 self._urgent |= urgent
                 self._ended |= ended
             self._back_off()
-            self._settle(recovered)
-            self._settle(progress)
-            self._report_failure(exc, set(self._ledger.threads()))
+            self._report_failure(exc, set(self.ledger.threads()))
             return
         self._recover = False
         self._backoff, self._attempt, self._retry_at = _FIRST_BACKOFF, 0, 0.0
-        self._settle(recovered)
-        self._settle(progress)
         if recovered.checkpoints + recovered.writes:
             self._emit(
                 CheckpointEvent(
@@ -327,6 +321,34 @@ class Flusher:
             self._next_sweep = time.monotonic() + _SWEEP_SECONDS
             self._session.close_idle()
 
+    def flush_threads(
+        self, session: Session, threads: Iterable[str], wait: float | None, progress: Progress, *, strict: bool = False
+    ) -> int:
+        """Flush threads, and settle what this process owes for them; in the flusher's thread.
+
+        Args:
+            session: The flusher's connections.
+            threads: The threads.
+            wait: Seconds to wait for a partition, or None to leave it to the worker that holds it.
+            progress: What became of the threads is added to it, also if this raises.
+            strict: Not to know whether something is lost is an error.
+
+        Returns:
+            How many acknowledged checkpoints and calls of pending writes turned out to be lost.
+
+        Raises:
+            TierUnavailableError: A server cannot be reached.
+        """
+        wanted = list(threads)
+        # What is put from now on need not be in Postgres at the end.
+        owed = self.ledger.sequences(wanted)
+        try:
+            session.flush(wanted, wait, progress)
+        except BaseException:
+            self._settle(progress, owed)
+            raise
+        return self._settle(progress, owed, strict=strict)
+
     def audit(self, session: Session, threads: Sequence[str]) -> int:
         """Find out what of these threads is lost, because Redis has forgotten it; in the flusher's thread.
 
@@ -338,8 +360,7 @@ class Flusher:
             TierUnavailableError: A server cannot be reached.
         """
         progress = Progress()
-        session.flush(threads, self._options.postgres_timeout, progress)
-        lost = self._settle(progress, strict=True)
+        lost = self.flush_threads(session, threads, self._options.postgres_timeout, progress, strict=True)
         if any(thread not in progress.done for thread in threads):
             raise FlushIncompleteError(
                 f"Thread {threads[0]!r} could not be flushed: another worker is at it. Try again."
@@ -357,21 +378,20 @@ class Flusher:
         failure: Exception | None = None
         try:
             if threads is None:
-                wanted = dict.fromkeys(session.dirty_threads()) | dict.fromkeys(self._ledger.threads())
-            session.flush(wanted, self._options.postgres_timeout, progress)
+                wanted = dict.fromkeys(session.dirty_threads()) | dict.fromkeys(self.ledger.threads())
+            self.flush_threads(session, wanted, self._options.postgres_timeout, progress)
         except Exception as exc:  # noqa: BLE001 - it goes into the report and becomes an event
             failure = exc
             self._attempt += 1
-        self._settle(progress)
         open_threads = [t for t in wanted if t not in progress.done]
         if threads is None and failure is not None:
-            open_threads = list(dict.fromkeys([*open_threads, *self._ledger.threads()]))
+            open_threads = list(dict.fromkeys([*open_threads, *self.ledger.threads()]))
         report = FlushReport(
             threads=len(wanted),
             checkpoints=progress.checkpoints,
             blobs=progress.blobs,
             writes=progress.writes,
-            waiting=sum(debt.records for t in open_threads if (debt := self._ledger.debt(t))),
+            waiting=sum(debt.records for t in open_threads if (debt := self.ledger.debt(t))),
             waiting_threads=open_threads[:100],
         )
         if failure is not None:
@@ -385,26 +405,27 @@ class Flusher:
 
     # -- what it means -------------------------------------------------------------------------------------------
 
-    def _settle(self, progress: Progress, *, strict: bool = False) -> int:
-        """Take down what was paid, tell the threads that are out of trouble, and those that are in it.
-
-        Returns:
-            How much of what is owed is lost. With `strict`, not to know raises.
-        """
+    def _settle(self, progress: Progress, owed: dict[str, int], *, strict: bool = False) -> int:
+        """Take down what was paid, tell the threads that are out of trouble, and those that are in it."""
         total_lost = 0
         for thread, upto in progress.done.items():
-            debt = self._ledger.debt(thread)
-            if debt is not None and (self._ledger.is_suspect(thread) or not progress.proofs[thread].covers(debt)):
-                try:
-                    lost = self._session.missing(thread, debt)
-                except CheckpointerError:
-                    if strict:
-                        raise
-                    self._ledger.suspect(thread)
-                    continue  # it stays owed, and is looked for again
-                self._report_loss(thread, debt, lost)
-                total_lost += len(lost)
-            self._ledger.paid(thread, upto)
+            debt = self.ledger.debt(thread)
+            if debt is not None and thread in owed:
+                suspect = self.ledger.is_suspect(thread)
+                if suspect or not progress.proofs[thread].covers(debt, owed[thread]):
+                    then = [one for one in debt.owed if one.sequence <= owed[thread]]
+                    try:
+                        lost = self._session.missing(thread, then)
+                    except CheckpointerError:
+                        if strict:
+                            raise
+                        self.ledger.suspect(thread)
+                        continue  # it stays owed, and is looked for again
+                    self._report_loss(thread, debt, lost)
+                    total_lost += len(lost)
+                self.ledger.paid(thread, max(upto, owed[thread]))
+            else:
+                self.ledger.paid(thread, upto)
             self._refused_until.pop(thread, None)
             if self._troubled.pop(thread, None) is not None:
                 self._emit(
@@ -529,7 +550,7 @@ class Flusher:
             self._emit_failure(None, error, message)
 
     def _emit_failure(self, thread: str | None, error: ErrorInfo, message: str) -> None:
-        debt: Debt | None = self._ledger.debt(thread) if thread is not None else None
+        debt: Debt | None = self.ledger.debt(thread) if thread is not None else None
         self._emit(
             CheckpointEvent(
                 name="flush.failed",
@@ -551,7 +572,7 @@ class Flusher:
 
     def _report_incomplete(self, threads: list[str], report: FlushReport) -> None:
         for thread in threads[:100]:
-            debt = self._ledger.debt(thread)
+            debt = self.ledger.debt(thread)
             self._emit(
                 CheckpointEvent(
                     name="flush.incomplete",

@@ -11,7 +11,10 @@ import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _RECENT = 10_000
 
@@ -107,6 +110,11 @@ class Ledger:
                 self._suspects.discard(thread_id)
             else:
                 debt.owed = [owed for owed in debt.owed if owed.sequence > upto]
+
+    def sequences(self, threads: Iterable[str]) -> dict[str, int]:
+        """Return the highest sequence number that is owed now for each of these threads that have debts."""
+        with self._lock:
+            return {thread: self._debts[thread].sequence for thread in threads if thread in self._debts}
 
     def debt(self, thread_id: str) -> Debt | None:
         """Return what is owed for a thread."""

@@ -106,12 +106,12 @@ class Proof:
     replay: int
     is_all: bool
 
-    def covers(self, debt: Debt) -> bool:
-        """Tell whether all that is owed is flushed for certain, and nothing was forgotten in between."""
+    def covers(self, debt: Debt, upto: int) -> bool:
+        """Tell whether what is owed up to a sequence number is flushed for certain, and nothing was forgotten."""
         return (
-            self.upto >= debt.sequence
+            self.upto >= upto
             and debt.tokens == {self.token}
-            and all(owed.sequence > self.replay for owed in debt.owed)
+            and all(owed.sequence > self.replay for owed in debt.owed if owed.sequence <= upto)
         )
 
 
@@ -543,14 +543,14 @@ class Session:
         if rows:
             self.close_threads({row["thread_id"]: row["token"] for row in rows})
 
-    def missing(self, thread_id: str, debt: Debt) -> list[Owed]:
-        """Return what of a debt is not in Postgres, and was not deleted.
+    def missing(self, thread_id: str, owed_then: Sequence[Owed]) -> list[Owed]:
+        """Return what of a thread's debt is not in Postgres, and was not deleted.
 
         Raises:
             StoreUnavailableError: Postgres cannot be reached.
         """
         prefix = self.options.prefix
-        ids = list({owed.checkpoint_id for owed in debt.owed})
+        ids = list({owed.checkpoint_id for owed in owed_then})
         with self._postgres_errors(), self.connection().cursor() as cur:
             rows = cur.execute(threads.STATE_OF, ([thread_id], prefix, prefix)).fetchall()
             have = _existing(cur, thread_id, ids)
@@ -558,7 +558,7 @@ class Session:
             writes = {(r["checkpoint_ns"], r["checkpoint_id"], r["task_id"]) for r in cur.fetchall()}
         buried = next((row for row in rows if row["buried"] is not None), None)
         lost = []
-        for owed in debt.owed:
+        for owed in owed_then:
             if buried is not None and (owed.sequence <= buried["buried"] or owed.checkpoint_id in buried["late"]):
                 continue
             name = owed.checkpoint_ns, owed.checkpoint_id
