@@ -53,6 +53,7 @@ class Core:
             conn,
             apool=async_conn,
             timeout=options.postgres_timeout,
+            query_timeout=options.query_timeout,
             pool_size=options.pool_size,
             tier=self.postgres_tier,
         )

@@ -402,7 +402,7 @@ class Operations:
         if limit is not None:
             sql += " LIMIT %s"
             params.append(int(limit))
-        return Query(sql, params)
+        return Query(sql, params, patient=True)
 
     def delta_history(
         self, config: RunnableConfig, channels: Sequence[str], saver: Any

@@ -57,6 +57,8 @@ class BufferOptions:
         clean_ttl: How long Redis keeps the flushed head of an idle thread for fast reads.
         redis_timeout: A Redis call that takes longer counts as failed.
         postgres_timeout: How long to wait for a Postgres connection.
+        query_timeout: A read of Postgres that gets no answer for so long counts as failed. What may be slow (a
+            flush, a `list`, a migration) goes on as long as Postgres answers on another connection.
         pool_size: The most Postgres connections of each pool that the saver makes itself.
         close_timeout: How long `close()` tries to flush what is buffered.
         high_water_bytes: So many bytes that wait in the buffer are too many: puts slow down, and above one and a half
@@ -82,6 +84,7 @@ class BufferOptions:
     clean_ttl: float = 3_600.0
     redis_timeout: float = 2.0
     postgres_timeout: float = 3.0
+    query_timeout: float = 10.0
     pool_size: int = 10
     close_timeout: float = 10.0
     high_water_bytes: int = 256 * 1024 * 1024
@@ -111,6 +114,7 @@ class BufferOptions:
         self._between("clean_ttl", 1, 30 * 86_400, float)
         self._between("redis_timeout", 0.01, 3_600, float)
         self._between("postgres_timeout", 0.1, 3_600, float)
+        self._between("query_timeout", 0.1, 86_400, float)
         self._between("close_timeout", 0, 86_400, float)
         unknown = set(self.triggers) - ALL_TRIGGERS
         if isinstance(self.triggers, str) or unknown:

@@ -186,7 +186,7 @@ class BufferedPostgresSaver(PostgresSaver):
         """
         self._core.check_open()
         try:
-            with self._core.postgres.dedicated() as conn:
+            with self._core.postgres.dedicated(self._core.postgres.setup_limit) as conn:
                 schema.setup(conn)
         except (psycopg.OperationalError, OSError) as exc:
             raise self._core.postgres_tier.unavailable(exc) from exc
@@ -196,7 +196,7 @@ class BufferedPostgresSaver(PostgresSaver):
         """See `setup`."""
         self._core.check_open()
         try:
-            async with await self._core.postgres.adedicated() as conn:
+            async with await self._core.postgres.adedicated(self._core.postgres.setup_limit) as conn:
                 await schema.asetup(conn)
         except (psycopg.OperationalError, OSError) as exc:
             raise self._core.postgres_tier.unavailable(exc) from exc
@@ -222,7 +222,7 @@ class BufferedPostgresSaver(PostgresSaver):
         if isinstance(step, ScriptCall):
             return self._core.redis.run(step)
         if isinstance(step, Query):
-            return self._core.postgres.fetch(step.sql, step.params)
+            return self._core.postgres.fetch(step.sql, step.params, patient=step.patient)
         if isinstance(step, Flushed):
             return self._core.flusher.flush_soon(step.thread_id, step.upto).result()
         if isinstance(step, Pause):
@@ -249,7 +249,7 @@ class BufferedPostgresSaver(PostgresSaver):
         if isinstance(step, ScriptCall):
             return await self._core.redis.arun(step)
         if isinstance(step, Query):
-            return await self._core.postgres.afetch(step.sql, step.params)
+            return await self._core.postgres.afetch(step.sql, step.params, patient=step.patient)
         if isinstance(step, Flushed):
             return await _shielded(self._core.flusher.flush_soon(step.thread_id, step.upto))
         if isinstance(step, Pause):

@@ -1,4 +1,4 @@
-"""A small TCP proxy between a client and a server: counts round trips, and cuts connections."""
+"""A small TCP proxy between a client and a server: counts round trips, cuts connections, or lets them go silent."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class Proxy:
         self.port: int = self._listener.getsockname()[1]
         self._lock = threading.Lock()
         self._sockets: set[socket.socket] = set()
+        self._silent: set[socket.socket] = set()
         self._refusing = False
         self.turns = 0
         threading.Thread(target=self._accept, daemon=True).start()
@@ -54,6 +55,8 @@ class Proxy:
     def _pump(self, source: socket.socket, sink: socket.socket, speaker: str, last: list[str]) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
+                if source in self._silent:
+                    continue
                 with self._lock:
                     if speaker == "client" and last[0] == "server":
                         self.turns += 1
@@ -73,6 +76,11 @@ class Proxy:
         for end in ends:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+
+    def silence(self) -> None:
+        """Keep the connections of now open, and swallow what comes on them."""
+        with self._lock:
+            self._silent |= self._sockets
 
     def refuse(self) -> None:
         """End all connections and take no new ones."""

@@ -170,8 +170,9 @@ class Flusher:
             self._cond.notify_all()
             thread, self._thread = self._thread, None
         if thread is not None and thread is not threading.current_thread():
-            thread.join(max(1.0, deadline - time.monotonic()))
-        self._session.close()
+            thread.join(max(0.5, deadline - time.monotonic()))
+            self._session.give_up()
+            thread.join(0.5)
         for job in self._jobs:
             job.future.set_exception(ClosedError("The saver was closed before its turn came."))
         self._jobs.clear()
@@ -205,7 +206,7 @@ class Flusher:
                 if not self._jobs and not self._waiters and not self._closed and (pause := self._pause()) > 0:
                     self._cond.wait(pause)
                 if self._closed:
-                    return
+                    break
                 job = self._jobs.popleft() if self._jobs else None
                 waiters, self._waiters = self._waiters, {}
             if waiters:
@@ -218,6 +219,7 @@ class Flusher:
                     job.future.set_result(job.work(self._session))
                 except BaseException as exc:  # noqa: BLE001 - it belongs to whoever waits for the future
                     job.future.set_exception(exc)
+        self._session.close()
 
     def _flush_for(self, waiters: dict[str, list[tuple[int, Future[None]]]]) -> None:
         progress = Progress()

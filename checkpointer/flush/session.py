@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from checkpointer.options import BufferOptions
     from checkpointer.sanitize import Change
     from checkpointer.store.clients import PostgresSide
+    from checkpointer.store.deadline import LimitedConnection
     from checkpointer.store.threads import Buried
     from checkpointer.tiers import Tier
 
@@ -170,7 +171,7 @@ class Session:
         self._redis_tier = redis_tier
         self._postgres_tier = postgres_tier
         self._redis: SyncRedis | None = None
-        self._conn: Connection[DictRow] | None = None
+        self._conn: LimitedConnection[DictRow] | None = None
 
     # -- connections ---------------------------------------------------------------------------------------------
 
@@ -206,7 +207,7 @@ class Session:
         """
         if self._conn is None or self._conn.closed:
             with self._postgres_errors():
-                self._conn = self._postgres_side.dedicated()
+                self._conn = self._postgres_side.dedicated(self._postgres_side.work_limit)
                 options = self.options
                 args = (options.prefix, options.partitions)
                 row = self._conn.execute(
@@ -245,6 +246,11 @@ class Session:
         """
         with self._redis_errors():
             return run_pipeline(self.redis(), list(calls))
+
+    def give_up(self) -> None:
+        """From another thread: no longer wait for a Postgres that does not answer."""
+        if (conn := self._conn) is not None:
+            conn.give_up()
 
     def close(self) -> None:
         """Close both connections; the session can be used again."""

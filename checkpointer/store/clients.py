@@ -19,6 +19,7 @@ from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
 from checkpointer.errors import ConfigurationError, NotSetUpError
+from checkpointer.store.deadline import Limit, LimitedAsyncConnection, LimitedConnection, NoAnswerError, limited
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +31,12 @@ AsyncPool = AsyncConnectionPool[AsyncConnection[DictRow]]
 Given = Connection[Any] | ConnectionPool[Any] | AsyncConnectionPool[Any] | AsyncConnection[Any]
 
 _DOWN = (psycopg.OperationalError, psycopg.InterfaceError, OSError)
-_NO_POINT_IN_RETRYING = (PoolTimeout, PoolClosed, TooManyRequests)
+_NO_POINT_IN_RETRYING = (PoolTimeout, PoolClosed, TooManyRequests, NoAnswerError)
+
+# A connection that is silent for so long while the server answers others was cut off by something between.
+_LONGEST_SILENCE = 600.0
+# For each thread of a pool: one that is just connecting is left to itself.
+_CLOSE_SECONDS = 0.2
 
 
 def check_conninfo(conninfo: str) -> None:
@@ -57,6 +63,7 @@ class PostgresSide:
             used: it could not be shared, and once broken would stay so.
         apool: The user's asynchronous pool beside a synchronous one.
         timeout: Seconds to wait for a connection.
+        query_timeout: Seconds that a statement may go without an answer.
         pool_size: The most connections of a pool made here.
         tier: Learns from every call whether the server is there.
     """
@@ -67,10 +74,15 @@ class PostgresSide:
         *,
         apool: AsyncConnectionPool[Any] | None,
         timeout: float,
+        query_timeout: float,
         pool_size: int,
         tier: Tier,
     ) -> None:
         self._tier = tier
+        self._limit = Limit(query_timeout)
+        # Work may be slow, so a silent server is asked before it is given up; an index is built for hours.
+        self.work_limit = Limit(query_timeout, self._answers, _LONGEST_SILENCE)
+        self.setup_limit = Limit(query_timeout, self._answers)
         self._timeout = timeout
         self._size = pool_size
         self._lock = threading.Lock()
@@ -113,13 +125,22 @@ class PostgresSide:
         """The connection string."""
         return self._conninfo
 
-    def dedicated(self) -> Connection[DictRow]:
+    def dedicated(self, limit: Limit | None = None) -> LimitedConnection[DictRow]:
         """Open a connection of its own (autocommit, rows as dicts); the caller closes it."""
-        return Connection[DictRow].connect(self._conninfo, row_factory=dict_row, **self._kwargs)
+        conn = LimitedConnection[DictRow].connect(self._conninfo, row_factory=dict_row, **self._kwargs)
+        conn.limit = limit
+        return conn
 
-    async def adedicated(self) -> AsyncConnection[DictRow]:
+    async def adedicated(self, limit: Limit | None = None) -> LimitedAsyncConnection[DictRow]:
         """Open an asynchronous connection of its own; the caller closes it."""
-        return await AsyncConnection[DictRow].connect(self._conninfo, row_factory=dict_row, **self._kwargs)
+        conn = await LimitedAsyncConnection[DictRow].connect(self._conninfo, row_factory=dict_row, **self._kwargs)
+        conn.limit = limit
+        return conn
+
+    def _answers(self) -> bool:
+        """Ask the server something on a new connection."""
+        with self.dedicated(self._limit) as conn:
+            return conn.execute("SELECT 1").fetchone() is not None
 
     def _pool_settings(self) -> dict[str, Any]:
         return {
@@ -137,7 +158,9 @@ class PostgresSide:
         if self._pool is None:
             with self._lock:
                 if self._pool is None:
-                    pool: SyncPool = ConnectionPool(self._conninfo, **self._pool_settings())
+                    pool: SyncPool = ConnectionPool(
+                        self._conninfo, connection_class=LimitedConnection[DictRow], **self._pool_settings()
+                    )
                     pool.open(wait=False)
                     self._pool = pool
         return self._pool
@@ -149,17 +172,25 @@ class PostgresSide:
         loop = asyncio.get_running_loop()
         pool = self._by_loop.get(loop)
         if pool is None:
-            pool = self._by_loop[loop] = AsyncConnectionPool(self._conninfo, **self._pool_settings())
+            pool = self._by_loop[loop] = AsyncConnectionPool(
+                self._conninfo, connection_class=LimitedAsyncConnection[DictRow], **self._pool_settings()
+            )
             await pool.open(wait=False)
         return pool
 
-    def fetch(self, query: str, params: Sequence[Any] = ()) -> list[DictRow]:
+    def fetch(self, query: str, params: Sequence[Any] = (), *, patient: bool = False) -> list[DictRow]:
         """Run a read; a connection that broke while it lay in the pool is replaced.
+
+        Args:
+            query: The statement.
+            params: Its parameters.
+            patient: It may be slow, if only the server answers others.
 
         Raises:
             StoreUnavailableError: Postgres cannot be reached.
             NotSetUpError: The tables are missing.
         """
+        limit = self.work_limit if patient else self._limit
         begun = self._tier.check()
         pool = self.pool()
         for stale in range(pool.max_size, -1, -1):
@@ -167,12 +198,17 @@ class PostgresSide:
             try:
                 with (
                     pool.connection(self._timeout) as conn,
+                    limited(conn, limit),
                     conn.cursor(binary=True, row_factory=dict_row) as cur,
                 ):
                     rows = cur.execute(query.encode(), params).fetchall()
+                    if not conn.autocommit:
+                        conn.commit()
             except psycopg.errors.UndefinedTable as exc:
                 raise not_set_up(exc) from exc
             except _DOWN as exc:
+                if isinstance(exc, NoAnswerError) and pool is not self._given_pool:
+                    pool.drain()  # the others may be as dead, and each would cost a time-out
                 if not stale or isinstance(exc, _NO_POINT_IN_RETRYING) or not (conn and conn.broken):
                     raise self._tier.failed(exc) from exc
             else:
@@ -180,21 +216,25 @@ class PostgresSide:
                 return rows
         raise AssertionError("the last attempt returns or raises")
 
-    async def afetch(self, query: str, params: Sequence[Any] = ()) -> list[DictRow]:
+    async def afetch(self, query: str, params: Sequence[Any] = (), *, patient: bool = False) -> list[DictRow]:
         """Run a read on the running loop's pool; see `fetch`."""
+        limit = self.work_limit if patient else self._limit
         begun = self._tier.check()
         pool = await self.apool()
         for stale in range(pool.max_size, -1, -1):
             conn: AsyncConnection[DictRow] | None = None
             try:
-                async with (
-                    pool.connection(self._timeout) as conn,
-                    conn.cursor(binary=True, row_factory=dict_row) as cur,
-                ):
-                    rows = await (await cur.execute(query.encode(), params)).fetchall()
+                async with pool.connection(self._timeout) as conn:
+                    with limited(conn, limit):
+                        async with conn.cursor(binary=True, row_factory=dict_row) as cur:
+                            rows = await (await cur.execute(query.encode(), params)).fetchall()
+                        if not conn.autocommit:
+                            await conn.commit()
             except psycopg.errors.UndefinedTable as exc:
                 raise not_set_up(exc) from exc
             except _DOWN as exc:
+                if isinstance(exc, NoAnswerError) and pool is not self._given_apool:
+                    await pool.drain()
                 if not stale or isinstance(exc, _NO_POINT_IN_RETRYING) or not (conn and conn.broken):
                     raise self._tier.failed(exc) from exc
             else:
@@ -205,14 +245,14 @@ class PostgresSide:
     def close(self) -> None:
         """Close the synchronous pool, if it was made here."""
         if self._pool is not None and self._pool is not self._given_pool:
-            self._pool.close()
+            self._pool.close(_CLOSE_SECONDS)
         self._pool = self._given_pool
 
     async def aclose(self) -> None:
         """Close the running loop's pool, if it was made here."""
         pool = self._by_loop.pop(asyncio.get_running_loop(), None)
         if pool is not None:
-            await pool.close()
+            await pool.close(_CLOSE_SECONDS)
 
     @property
     def loops(self) -> list[asyncio.AbstractEventLoop]:

@@ -21,10 +21,11 @@ NAMESPACES_LIMIT = 64
 
 
 class Query(NamedTuple):
-    """A statement with its parameters: one round trip."""
+    """A statement with its parameters: one round trip. A patient one may be slow, if only the server answers others."""
 
     sql: str
     params: Sequence[Any] = ()
+    patient: bool = False
 
 
 # The rows of LangGraph's own SELECT. Text becomes bytes by convert_to: a cast would read backslashes as escapes.

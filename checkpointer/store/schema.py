@@ -196,6 +196,8 @@ def _plan_one(name: str, query: _Query) -> Plan[None]:
     try:
         yield query
     except psycopg.Error as exc:
+        if exc.sqlstate is None and isinstance(exc, psycopg.OperationalError):
+            raise  # the connection is lost: what became of the file is not known
         reason = exc.diag.message_primary or str(exc)
         raise MigrationError(f"{name} failed and was rolled back: {reason}") from exc
 
