@@ -1,11 +1,13 @@
 """A LangGraph checkpoint saver: a Redis buffer in front of Postgres.
 
 `BufferedPostgresSaver` takes the place of LangGraph's `PostgresSaver`. Where things are, in the order of a put's way:
-`saver` (LangGraph's contract), `operations` (its steps), `records` and `sanitize` (what is stored), `buffer` (Redis),
-`flush` (from Redis to Postgres), `store` (Postgres), `merge` (one read from both), `events` and `hooks` (who is told).
+`saver` (LangGraph's contract), `operations` and `puts` (its steps), `records` and `sanitize` (what is stored),
+`buffer` (Redis), `flush` (from Redis to Postgres), `store` (Postgres), `merge` (one read from both), `events` and
+`hooks` (who is told).
 """
 
 from checkpointer.errors import (
+    AcknowledgementError,
     BufferUnavailableError,
     CheckpointerError,
     CheckpointLostError,
@@ -35,6 +37,7 @@ __all__ = [
     "FlushReport",
     "sanitize_for_json",
     "CheckpointerError",
+    "AcknowledgementError",
     "BufferUnavailableError",
     "CheckpointLostError",
     "ClosedError",

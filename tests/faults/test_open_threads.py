@@ -1,0 +1,202 @@
+"""While Redis is away, Postgres alone answers for every thread of which the buffer has nothing, and for no other."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+from helpers import wait_until
+from savers import NOTHING, config, graph, is_open, put, put_chain, stock_steps
+
+from checkpointer import BufferUnavailableError, StoreUnavailableError
+
+if TYPE_CHECKING:
+    from checkpointer.embedded import Servers
+
+
+def test_a_thread_whose_run_has_ended_is_closed_and_read_while_redis_is_away(
+    open_saver: Any, own_servers: Servers
+) -> None:
+    saver, other = open_saver(), open_saver(triggers=NOTHING)
+    graph(saver, lambda: None).invoke({"xs": []}, config("done"))
+    wait_until(lambda: not is_open(own_servers.postgres_uri, "done"))
+    put(other, "open", 0)
+    assert is_open(own_servers.postgres_uri, "open")
+    own_servers.valkey.kill()
+    for reader in (saver, other):
+        assert reader.get_tuple(config("done")).checkpoint["channel_values"]["xs"] == [0]
+        assert [t.metadata["step"] for t in reader.list(config("done"))] == [1, 0, -1]
+        assert reader.get_tuple(config("never seen")) is None
+        with pytest.raises(BufferUnavailableError, match="may hold checkpoints of thread 'open'"):
+            reader.get_tuple(config("open"))
+        with pytest.raises(BufferUnavailableError):
+            list(reader.list(config("open")))
+        with pytest.raises(BufferUnavailableError, match="checkpoints of threads"):
+            list(reader.list(None))
+
+
+async def test_the_same_for_asynchronous_readers(open_saver: Any, own_servers: Servers) -> None:
+    saver = open_saver()
+    await graph(saver, lambda: None).ainvoke({"xs": []}, config("done"))
+    wait_until(lambda: not is_open(own_servers.postgres_uri, "done"))
+    put(saver, "open", 0)
+    own_servers.valkey.kill()
+    assert (await saver.aget_tuple(config("done"))).checkpoint["channel_values"]["xs"] == [0]
+    with pytest.raises(BufferUnavailableError):
+        await saver.aget_tuple(config("open"))
+    await saver.aclose()
+
+
+def test_a_flushed_thread_stays_open_while_its_run_goes_on(open_saver: Any, own_servers: Servers) -> None:
+    """Otherwise each step that takes longer than the flush would have to open the thread again."""
+    saver = open_saver()
+    seen = []
+
+    def flush_and_look() -> None:
+        saver.flush()
+        seen.append(is_open(own_servers.postgres_uri))
+
+    graph(saver, flush_and_look, flush_and_look).invoke({"xs": []}, config(), durability="sync")
+    assert seen == [True, True]
+
+
+def test_closing_does_not_undo_a_later_opening(open_saver: Any, own_servers: Servers) -> None:
+    saver, other = open_saver(triggers=NOTHING), open_saver(triggers=NOTHING)
+    parent = put(saver, "t", 0)
+    saver.flush()
+    session = saver._core.flusher._session
+    close = session.pipeline
+
+    def opened_meanwhile(calls: Any) -> Any:
+        replies = close(calls)
+        put(other, "t", 1, parent)  # after Redis has forgotten that the thread is open, before Postgres has
+        return replies
+
+    session.pipeline = opened_meanwhile
+    with psycopg.connect(own_servers.postgres_uri) as conn:
+        row = conn.execute("SELECT token FROM checkpoint_buffer_threads").fetchone()
+    assert row is not None
+    session.close_threads({"t": row[0]})
+    session.pipeline = close
+    assert is_open(own_servers.postgres_uri)
+    own_servers.valkey.kill()
+    with pytest.raises(BufferUnavailableError):
+        saver.get_tuple(config())
+
+
+def test_a_thread_with_dirty_records_is_not_closed(open_saver: Any, own_servers: Servers) -> None:
+    saver = open_saver(triggers=NOTHING)
+    put(saver, "t", 0)
+    put(saver, "flushed", 0)
+    saver.flush("flushed")
+    with psycopg.connect(own_servers.postgres_uri) as conn:
+        conn.execute("UPDATE checkpoint_buffer_threads SET opened_at = now() - interval '1 hour'")
+    saver._core.flusher._session.close_idle()
+    assert is_open(own_servers.postgres_uri)
+    assert not is_open(own_servers.postgres_uri, "flushed")
+    saver.flush()
+    saver._core.flusher._session.close_idle()
+    assert not is_open(own_servers.postgres_uri)
+    put(saver, "t", 1)
+    assert is_open(own_servers.postgres_uri)
+
+
+def test_a_put_while_postgres_cannot_be_told_is_taken_and_told_later(open_saver: Any, own_servers: Servers) -> None:
+    saver = open_saver(triggers=NOTHING)
+    parent = put(saver, "t", 0)
+    saver.flush()
+    with psycopg.connect(own_servers.postgres_uri) as conn:
+        conn.execute("UPDATE checkpoint_buffer_threads SET opened_at = now() - interval '1 hour'")
+    saver._core.flusher._session.close_idle()
+    own_servers.postgres.kill()
+    parent = put_chain(saver, "t", range(1, 4), parent)
+    assert saver.get_tuple(config()).metadata["step"] == 3
+    own_servers.valkey.kill()
+    with pytest.raises((BufferUnavailableError, StoreUnavailableError)):
+        saver.get_tuple(config())
+    own_servers.postgres.start()
+    with pytest.raises(BufferUnavailableError):  # this process knows that it owes something
+        wait_until(lambda: saver.get_tuple(config()) is None)
+    own_servers.valkey.start()
+    assert wait_until(saver.flush, timeout=30)
+    assert stock_steps(own_servers.postgres_uri) == [3, 2, 1, 0]
+    put(saver, "t", 4, parent)
+    assert is_open(own_servers.postgres_uri)
+
+
+def abandon(servers: Servers, *more: str) -> str:
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("checkpointer")), "buffer", "abandon", *more],
+        env={"POSTGRES_URI": servers.postgres_uri, "REDIS_URL": servers.redis_url, "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+def test_an_operator_can_give_up_a_redis_that_is_gone_for_good(open_saver: Any, own_servers: Servers) -> None:
+    saver = open_saver(triggers=NOTHING)
+    parent = put_chain(saver, "t", range(2))
+    saver.flush()
+    put(saver, "t", 2, parent)
+    own_servers.valkey.kill()
+    fresh = open_saver_without_redis(own_servers)
+    with pytest.raises(BufferUnavailableError, match="buffer abandon"):
+        fresh.get_tuple(config())
+    assert abandon(own_servers).splitlines() == [
+        "t",
+        "1 threads are open. What only Redis has of them is lost with --yes.",
+    ]
+    with pytest.raises(BufferUnavailableError):
+        fresh.get_tuple(config())
+    assert abandon(own_servers, "--yes").splitlines() == ["t", "1 threads were given up."]
+    assert fresh.get_tuple(config()).metadata["step"] == 1
+    with psycopg.connect(own_servers.postgres_uri) as conn:
+        rows = conn.execute("SELECT error_type, severity, thread_id FROM system_errors").fetchall()
+        logged = conn.execute("SELECT count(*) FROM thread_logs WHERE thread_id = 't'").fetchone()
+    assert rows == [("checkpoint_lost", "critical", "t")]
+    assert logged == (1,)
+    # It comes back nevertheless: what it has is saved, and replaces nothing.
+    own_servers.valkey.start()
+    put(fresh, "t", 2, parent)
+    assert wait_until(fresh.flush, timeout=30)
+    assert stock_steps(own_servers.postgres_uri) == [2, 2, 1, 0]
+    fresh.close()
+
+
+def open_saver_without_redis(servers: Servers) -> Any:
+    from savers import Recording
+
+    return Recording(servers.postgres_uri, servers.redis_url, hooks=(), redis_timeout=1.0, triggers=NOTHING)
+
+
+def test_what_redis_had_when_something_went_around_it_replaces_nothing_newer(
+    open_saver: Any, own_servers: Servers
+) -> None:
+    saver = open_saver(triggers=NOTHING)
+    at = put(saver, "t", 0)
+    saver.put_writes(at, [("__resume__", "old")], "task")
+    own_servers.valkey.kill()
+    saver.put_writes(at, [("__resume__", "new")], "task")
+    own_servers.valkey.start()
+
+    def resumed() -> Any:
+        try:
+            (found,) = saver.get_tuple(config()).pending_writes
+        except ConnectionError:
+            return None
+        return found[2]
+
+    assert wait_until(resumed) == "new"
+    saver.put_writes(at, [("__resume__", "newest")], "task")
+    assert saver.flush()
+    assert resumed() == "newest"
+    with psycopg.connect(own_servers.postgres_uri) as conn:
+        row = conn.execute("SELECT count(*) FROM checkpoint_buffer_threads WHERE replay").fetchone()
+    assert row == (0,)
+    assert stock_steps(own_servers.postgres_uri) == [0]

@@ -1,0 +1,178 @@
+"""When a put returns: what `ack` promises is so at that moment, or the put says that it is not."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+import redis
+from helpers import wait_until
+from langgraph.graph import END, START, StateGraph
+from langgraph.types import interrupt
+from savers import NOTHING, Recording, State, config, make_checkpoint, put, stock_steps
+
+from checkpointer import AcknowledgementError, InvalidConfigError, UnsupportedServerError, embedded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def make(postgres_uri: str, redis_url: str, prefix: str) -> Iterator[Any]:
+    opened = []
+
+    def _make(url: str = redis_url, **options: Any) -> Recording:
+        options = {"hooks": (), "triggers": NOTHING, "close_timeout": 1.0, **options}
+        saver = Recording(postgres_uri, url, prefix=prefix, **options)
+        opened.append(saver)
+        return saver
+
+    yield _make
+    for saver in opened:
+        saver.close()
+
+
+def count(uri: str, table: str) -> int:
+    with psycopg.connect(uri) as conn:
+        row = conn.execute(f"SELECT count(*) FROM {table}").fetchone()  # type: ignore[arg-type]  # names in this file
+    assert row is not None
+    return int(row[0])
+
+
+def test_flushed_means_that_postgres_has_it(make: Any, postgres_uri: str) -> None:
+    saver = make(ack="flushed")
+    saver.setup()
+    at = put(saver, "t", 0)
+    assert stock_steps(postgres_uri) == [0]
+    saver.put_writes(at, [("a", 1), ("b", 2)], "task")
+    assert count(postgres_uri, "checkpoint_writes") == 2
+
+
+def test_a_call_chooses_its_level_in_its_config(make: Any, postgres_uri: str) -> None:
+    saver = make()
+    saver.setup()
+    at = put(saver, "t", 0)
+    assert stock_steps(postgres_uri) == []
+    checkpoint, metadata, new = make_checkpoint(1)
+    saved = saver.put({"configurable": {**at["configurable"], "ack": "flushed"}}, checkpoint, metadata, new)
+    assert "ack" not in saved["configurable"]
+    assert stock_steps(postgres_uri) == [1, 0]
+    with pytest.raises(InvalidConfigError, match="buffered, replicated, fsynced, flushed"):
+        saver.put(config(ack="certainly"), checkpoint, metadata, new)
+
+
+async def test_the_levels_of_asynchronous_puts(make: Any, postgres_uri: str) -> None:
+    saver = make()
+    await saver.asetup()
+    for step, level in enumerate(["buffered", "fsynced", "flushed"]):
+        checkpoint, metadata, new = make_checkpoint(step)
+        await saver.aput(config(f"t{step}", ack=level), checkpoint, metadata, new)
+    assert [stock_steps(postgres_uri, f"t{i}") for i in range(3)] == [[], [], [2]]
+    await saver.aclose()
+
+
+def test_control_writes_can_have_a_stronger_level(make: Any, postgres_uri: str) -> None:
+    saver = make(control_ack="flushed")
+    saver.setup()
+    builder = StateGraph(State)
+    builder.add_node("ask", lambda state: {"xs": [interrupt("?")]})
+    builder.add_edge(START, "ask")
+    builder.add_edge("ask", END)
+    builder.compile(checkpointer=saver).invoke({"xs": []}, config())
+    with psycopg.connect(postgres_uri) as conn:
+        found = conn.execute("SELECT channel FROM checkpoint_writes WHERE idx < 0").fetchall()
+    assert found == [("__interrupt__",)]
+    at = put(saver, "u", 0)
+    saver.put_writes(at, [("a", 1)], "task")
+    assert stock_steps(postgres_uri, "u") == []
+
+
+def test_many_flushed_puts_share_transactions(make: Any, postgres_uri: str) -> None:
+    saver = make(ack="flushed")
+    saver.setup()
+    session = saver._core.flusher._session
+    locked, transactions = session.locked, []
+    session.locked = lambda *args: transactions.append(1) or locked(*args)
+    with ThreadPoolExecutor(20) as pool:
+        list(pool.map(lambda i: put(saver, f"t{i}", 0), range(60)))
+    assert count(postgres_uri, "checkpoints") == 60
+    assert len(transactions) < 60
+
+
+def test_what_cannot_be_flushed_is_said_and_stays_buffered(make: Any, postgres_uri: str) -> None:
+    saver = make(postgres_timeout=0.3)
+    saver.setup()
+    partition = saver._core.commands.layout.partition_of("t")
+    with psycopg.connect(postgres_uri) as other:
+        other.execute("SELECT 1 FROM checkpoint_buffer_partitions WHERE partition = %s FOR UPDATE", (partition,))
+        checkpoint, metadata, new = make_checkpoint(0)
+        with pytest.raises(AcknowledgementError, match="in the buffer, but could not be acknowledged as 'flushed'"):
+            saver.put(config(ack="flushed"), checkpoint, metadata, new)
+    (event,) = saver.named("put.unacknowledged")
+    assert event.outcome == "buffered"
+    assert saver.get_tuple(config()).metadata["step"] == 0
+    assert saver.flush()
+    assert stock_steps(postgres_uri) == [0]
+
+
+def test_without_an_append_only_file_fsynced_is_refused(make: Any, own_servers: embedded.Servers) -> None:
+    with redis.Redis.from_url(own_servers.redis_url) as client:
+        client.config_set("appendonly", "no")
+    with pytest.raises(UnsupportedServerError, match="appendonly no"):
+        make(own_servers.redis_url, ack="fsynced").setup()
+    saver = make(own_servers.redis_url)
+    saver.setup()
+    checkpoint, metadata, new = make_checkpoint(0)
+    with pytest.raises(UnsupportedServerError, match="ack='fsynced'"):
+        saver.put(config(ack="fsynced"), checkpoint, metadata, new)
+
+
+def test_without_replicas_replicated_is_refused_at_setup_and_flushed_later(make: Any, postgres_uri: str) -> None:
+    saver = make(ack="replicated", redis_timeout=0.4)
+    with pytest.raises(UnsupportedServerError, match="needs as many connected replicas"):
+        saver.setup()
+    put(saver, "t", 0)
+    assert stock_steps(postgres_uri) == [0]
+    (event,) = saver.named("put.unconfirmed")
+    assert "replicated" in event.message
+
+
+def test_replicated_waits_for_the_replica(make: Any, postgres_uri: str, own_servers: embedded.Servers) -> None:
+    with embedded.servers() as second, redis.Redis.from_url(second.redis_url) as replica:
+        replica.replicaof("127.0.0.1", str(own_servers.valkey.port))
+        wait_until(lambda: replica.info("replication")["master_link_status"] == "up", timeout=30)
+        saver = make(own_servers.redis_url, ack="replicated", redis_timeout=1.0)
+        saver.setup()
+        put(saver, "t", 0)
+        assert replica.exists(saver._core.commands.layout.thread("t").dirty)
+        assert stock_steps(postgres_uri) == []
+        second.valkey.pause()  # it does not confirm any more: Postgres has to
+        try:
+            put(saver, "u", 0)
+        finally:
+            second.valkey.resume()
+        assert stock_steps(postgres_uri, "u") == [0]
+        assert saver.named("put.unconfirmed")
+
+
+def test_a_cancelled_put_leaves_the_saver_usable(make: Any, postgres_uri: str) -> None:
+    saver = make(ack="flushed")
+    saver.setup()
+
+    async def run() -> None:
+        for step in range(20):
+            checkpoint, metadata, new = make_checkpoint(step)
+            task = asyncio.create_task(saver.aput(config(), checkpoint, metadata, new))
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        checkpoint, metadata, new = make_checkpoint(99)
+        await saver.aput(config(), checkpoint, metadata, new)
+        await saver.aclose()
+
+    asyncio.run(run())
+    assert 99 in stock_steps(postgres_uri)
