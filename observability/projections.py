@@ -27,6 +27,8 @@ _USER_MESSAGES = {
     "flush.recovered": "This conversation is saved again.",
     "put.failed": "This conversation can no longer be saved.",
     "put.around": "Saving this conversation is slower than usual, but nothing is lost.",
+    "put.late": "This conversation was deleted while it was going on; what is still going on is not saved.",
+    "put.unacknowledged": "Saving this conversation takes longer than usual. It is buffered.",
     "put.sanitized": "Some values in this conversation could not be stored as they were and were replaced.",
     "backend.down": "A part of the storage for this conversation is not available at the moment.",
     "backend.up": "The storage for this conversation is available again.",
@@ -68,7 +70,8 @@ def _user_message(event: CheckpointEvent) -> str:
     name = "checkpoint.lost" if event.outcome == "lost" and event.name != "put.failed" else event.name
     message = _USER_MESSAGES.get(name, unknown)
     if event.lost_from_step is not None:
-        message += f" Steps {int(event.lost_from_step)} onward are not saved."
+        step = int(event.lost_from_step)
+        message += f" Steps {step} onward are not saved." if event.name != "checkpoint.lost" else f" It begins with step {step}."
     return message
 
 

@@ -152,11 +152,13 @@ class Flusher:
 
     def run_ended(self, thread_id: str, active: frozenset[str]) -> None:
         """Flush what an ended run has left: its thread, and others that no run is working on."""
-        owed = self.ledger.threads()
-        ready = [thread for thread in owed if thread == thread_id or thread not in active]
-        with self._cond:
-            self._ended.update((thread_id, *ready))
-        self.wake([thread_id, *ready])
+        ready = {thread for thread in self.ledger.threads() if thread == thread_id or thread not in active}
+        if self.ledger.works_on(thread_id):
+            ready.add(thread_id)  # it may be flushed, but it is not closed yet
+        if ready:
+            with self._cond:
+                self._ended |= ready
+            self.wake(ready)
 
     def close(self, timeout: float) -> None:
         """Flush what this process owes, if so set, and stop. May be called again."""
