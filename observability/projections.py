@@ -71,7 +71,8 @@ def _user_message(event: CheckpointEvent) -> str:
     message = _USER_MESSAGES.get(name, unknown)
     if event.lost_from_step is not None:
         step = int(event.lost_from_step)
-        message += f" Steps {step} onward are not saved." if event.name != "checkpoint.lost" else f" It begins with step {step}."
+        is_over = event.name == "checkpoint.lost"  # the run goes on, and later steps are saved
+        message += f" It begins with step {step}." if is_over else f" Steps {step} onward are not saved."
     return message
 
 
