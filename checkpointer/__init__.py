@@ -20,11 +20,13 @@ from checkpointer.errors import (
     NotSetUpError,
     StoreUnavailableError,
     TierUnavailableError,
+    UnknownDeadLetterError,
     UnserializableValueError,
     UnsupportedServerError,
     WrongLoopError,
 )
 from checkpointer.events import CheckpointEvent
+from checkpointer.flush.dead_letters import DeadLetter
 from checkpointer.flush.report import FlushReport
 from checkpointer.options import BufferOptions
 from checkpointer.sanitize import sanitize_for_json
@@ -34,6 +36,7 @@ __all__ = [
     "BufferedPostgresSaver",
     "BufferOptions",
     "CheckpointEvent",
+    "DeadLetter",
     "FlushReport",
     "sanitize_for_json",
     "CheckpointerError",
@@ -49,6 +52,7 @@ __all__ = [
     "NotSetUpError",
     "StoreUnavailableError",
     "TierUnavailableError",
+    "UnknownDeadLetterError",
     "UnserializableValueError",
     "UnsupportedServerError",
     "WrongLoopError",

@@ -20,6 +20,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import dict_row
 
+from checkpointer import cli_dead_letters
 from checkpointer.errors import CheckpointerError, ConfigurationError, NotSetUpError, StoreUnavailableError
 from checkpointer.events import CheckpointEvent
 from checkpointer.flush import abandon
@@ -139,6 +140,7 @@ def _app() -> "typer.Typer":
             typer.echo(_cell(thread))
         typer.echo(f"{len(threads)} threads were given up.")
 
+    app.add_typer(cli_dead_letters.make_app(_connect, _print_table), name="dead-letters")
     return app
 
 

@@ -67,5 +67,9 @@ class AcknowledgementError(TierUnavailableError):
     """A put is in the buffer, but not as safe as the acknowledgement level asked for; it will be flushed."""
 
 
+class UnknownDeadLetterError(CheckpointerError, LookupError):
+    """There is no dead letter with this number in this application."""
+
+
 class FlushIncompleteError(CheckpointerError):
     """An operation needs the thread in Postgres, and it could not be flushed; retry later."""

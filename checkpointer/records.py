@@ -450,6 +450,8 @@ def _sized(data: bytes) -> bytes:
 def _take(data: bytes, at: int) -> tuple[bytes, int]:
     (size,) = _LENGTH.unpack_from(data, at)
     at += 4
+    if at + size > len(data):
+        raise ValueError("the payload is cut off")
     return data[at : at + size], at + size
 
 

@@ -19,6 +19,7 @@ from checkpointer.buffer.commands import ScriptCall
 from checkpointer.core import Core
 from checkpointer.errors import ConfigurationError
 from checkpointer.flush import barriers
+from checkpointer.flush.dead_letters import DeadLetters
 from checkpointer.operations import thread_ids
 from checkpointer.options import BufferOptions
 from checkpointer.records import Codec, thread_text
@@ -139,6 +140,14 @@ class BufferedPostgresSaver(PostgresSaver):
     def options(self) -> BufferOptions:
         """The settings."""
         return self._core.options
+
+    @property
+    def dead_letters(self) -> DeadLetters:
+        """The records that Postgres refused: list, show, replay or drop them."""
+        options = self._core.options
+        return DeadLetters(
+            self._core.flusher, options.prefix, options.postgres_timeout, self.serde, self._run, self._arun
+        )
 
     def __enter__(self) -> BufferedPostgresSaver:
         self._core.check_open()

@@ -33,6 +33,9 @@ _USER_MESSAGES = {
     "backend.down": "A part of the storage for this conversation is not available at the moment.",
     "backend.up": "The storage for this conversation is available again.",
     "read.unverified": "This conversation was loaded without confirming that it is the latest version.",
+    "dead_letter.added": "A part of this conversation cannot be saved to permanent storage. It is buffered, and an "
+    "administrator has to look at it.",
+    "dead_letter.replayed": "This conversation is saved again.",
     "checkpoint.lost": "A part of this conversation was lost.",
     "recovery.found": "Unsaved progress of this conversation was found after a restart, and is saved now.",
 }

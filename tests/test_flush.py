@@ -339,13 +339,17 @@ def test_a_row_that_postgres_refuses_is_critical_and_holds_up_no_other_thread(ma
     assert report.waiting_threads == ["bad"]
     assert rows.checkpoints("a") == rows.checkpoints("c") == 1
     assert saver.hooks.flush(5)
-    (event,) = [e for e in events if e.name == "flush.failed"]
+    (event,) = events
+    assert (event.name, event.error_type) == ("dead_letter.added", "checkpoint_dead_letter")
     assert (event.severity, event.thread_id, event.checkpoint_count) == ("critical", "bad", 1)
     assert event.error is not None
-    assert "Traceback" in event.error.stack or "File" in event.error.stack
+    assert "File" in event.error.stack
     # Its records are still there, and readable.
     assert chain(saver, one).get_state(config("bad")).values == {"xs": [7]}
     rows.conn.execute("ALTER TABLE checkpoints DROP CONSTRAINT no_bad")
+    assert not saver.flush("bad"), "it waits for somebody to decide"
+    (letter,) = saver.dead_letters.replay(thread_id="bad")
+    assert letter.resolution == "replayed"
     assert saver.flush("bad")
     assert rows.checkpoints("bad") == 1
 

@@ -161,12 +161,19 @@ class DirtyWrite(NamedTuple):
 DirtyRecord = DirtyCheckpoint | DirtyBlob | DirtyWrite
 
 
+class Undecodable(NamedTuple):
+    """A dirty record that cannot be read, and why."""
+
+    error: Exception
+
+
 @dataclass(slots=True)
 class Drained:
     """The first dirty records of a thread, in order.
 
     Attributes:
         records: The records.
+        raw: Field and payload of each.
         sequences: The sequence number of each.
         upto: The sequence number of the last one; 0 without records.
         waiting: How many dirty records the thread had, these included.
@@ -178,7 +185,8 @@ class Drained:
         missing: Fields whose payload Redis no longer has.
     """
 
-    records: list[DirtyRecord]
+    records: list[DirtyRecord | Undecodable]
+    raw: list[tuple[bytes, bytes]]
     sequences: list[int]
     upto: int
     waiting: int
@@ -193,6 +201,25 @@ class Drained:
     def is_all(self) -> bool:
         """Whether the thread had nothing more when it was drained."""
         return self.waiting <= len(self.records) + len(self.missing)
+
+    def cut(self, end: int) -> None:
+        """Leave only the first records, as if no more had been drained."""
+        self.upto = min(self.sequences[end - 1], self.sequences[end] - 1) if end else 0
+        for each in (self.records, self.raw, self.sequences):
+            del each[end:]
+
+
+def decode_record(name: bytes, payload: bytes) -> DirtyRecord | Undecodable:
+    """Read a record, whatever its bytes are."""
+    try:
+        kind, ns, *ids = name.decode().split("\0")
+        if kind == "c":
+            return DirtyCheckpoint(ns, unpack_checkpoint(ids[0], payload))
+        if kind == "b":
+            return DirtyBlob(ns, unpack_blob("\0".join(ids), payload))
+        return DirtyWrite(ns, ids[0], unpack_write(ids[1], int(ids[2]), payload))
+    except (ValueError, IndexError, struct.error) as exc:
+        return Undecodable(exc)
 
 
 class Commands:
@@ -289,7 +316,7 @@ class Commands:
     def read_drain(reply: Any) -> Drained:
         """Read the reply to `drain`."""
         waiting, sequence, replay, acked, token, now = map(int, reply[:6])
-        drained = Drained([], [], 0, waiting, sequence, replay, acked, token, now, [])
+        drained = Drained([], [], [], 0, waiting, sequence, replay, acked, token, now, [])
         for i in range(6, len(reply), 3):
             name, sequence, payload = reply[i : i + 3]
             drained.upto = int(sequence)
@@ -297,14 +324,8 @@ class Commands:
                 drained.missing.append(name)
                 continue
             drained.sequences.append(drained.upto)
-            kind, ns, *ids = name.decode().split("\0")
-            if kind == "c":
-                drained.records.append(DirtyCheckpoint(ns, unpack_checkpoint(ids[0], payload)))
-            elif kind == "b":
-                drained.records.append(DirtyBlob(ns, unpack_blob("\0".join(ids), payload)))
-            else:
-                write = unpack_write(ids[1], int(ids[2]), payload)
-                drained.records.append(DirtyWrite(ns, ids[0], write))
+            drained.raw.append((name, payload))
+            drained.records.append(decode_record(name, payload))
         return drained
 
     def ack(self, thread_id: str, drained: Drained) -> ScriptCall:
@@ -329,6 +350,14 @@ class Commands:
     def raise_sequence(self, thread_id: str, floor: int) -> ScriptCall:
         """Raise the sequence of a thread's partition, if it is lower."""
         return ScriptCall(scripts.RAISE, self.layout.thread(thread_id), [floor])
+
+    def pin(self, thread_id: str) -> ScriptCall:
+        """Mark a thread as pinned, until something of it is acknowledged."""
+        return ScriptCall(scripts.PIN, self.layout.thread(thread_id), [thread_id])
+
+    def discard(self, thread_id: str, name: bytes, sequence: int) -> ScriptCall:
+        """Drop one dirty record, unless it was put again since; `drop` has to follow."""
+        return ScriptCall(scripts.DISCARD, self.layout.thread(thread_id), [name, sequence])
 
 
 def origin_field(origin: tuple[str, str] | None) -> bytes:

@@ -11,7 +11,7 @@ For each partition:
 | key | type | holds |
 |---|---|---|
 | `PREFIX:{TAG}:state` | hash | state, see below |
-| `PREFIX:{TAG}:threads` | sorted set | threads with dirty records, by the time they became dirty (ms) |
+| `PREFIX:{TAG}:threads` | sorted set | threads with dirty records, by the time they became dirty (ms); pinned: +inf |
 
 For each thread; nothing that is not yet in Postgres ever has a time to live:
 

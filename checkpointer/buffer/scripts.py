@@ -45,14 +45,18 @@ end
 # A checkpoint's payload begins with its parent's id and the names of the blobs it needs (records.py).
 _REFS = """
 local function refs_of(payload)
-  local parent, at = struct.unpack('>I4c0', payload)
-  local packed = struct.unpack('>I4c0', payload, at)
-  local refs, i = {}, 1
-  while i <= #packed do
-    local ref
-    ref, i = struct.unpack('>I4c0', packed, i)
-    refs[#refs + 1] = ref
-  end
+  local refs = {}
+  -- A damaged payload must not fail the script: whoever reads it says so.
+  pcall(function()
+    local parent, at = struct.unpack('>I4c0', payload)
+    local packed = struct.unpack('>I4c0', payload, at)
+    local i = 1
+    while i <= #packed do
+      local ref
+      ref, i = struct.unpack('>I4c0', packed, i)
+      refs[#refs + 1] = ref
+    end
+  end)
   return refs
 end
 local function held(name)
@@ -106,7 +110,17 @@ local function mark_dirty(thread)
   call('PERSIST', WRITES)
   call('PERSIST', FACTS)
   local first = call('ZRANGE', THREADS, 0, 0, 'WITHSCORES')
-  return call('HINCRBY', STATE, 'bytes', bytes), first[2] and now - tonumber(first[2]) or 0
+  return call('HINCRBY', STATE, 'bytes', bytes), first[2] ~= 'inf' and now - tonumber(first[2]) or 0
+end
+"""
+
+# A pinned thread (flush/poison.py) has the score +inf: it stays known, but counts neither as old nor as due.
+_UNPIN = """
+local function unpin(thread)
+  if call('ZSCORE', THREADS, thread) == 'inf' then
+    local now = call('TIME')
+    call('ZADD', THREADS, now[1] * 1000 + math.floor(now[2] / 1000), thread)
+  end
 end
 """
 
@@ -146,9 +160,11 @@ local cfield = cprefix .. id
 local previous = held(cfield)
 if previous then
   -- Put again: the parent stays (as in the table, where the upsert leaves it alone).
-  local parent = struct.unpack('>I4c0', previous)
-  local _, at = struct.unpack('>I4c0', payload)
-  payload = struct.pack('>I4', #parent) .. parent .. string.sub(payload, at)
+  local sound, parent = pcall(struct.unpack, '>I4c0', previous)
+  if sound then
+    local _, at = struct.unpack('>I4c0', payload)
+    payload = struct.pack('>I4', #parent) .. parent .. string.sub(payload, at)
+  end
 end
 local last = take_numbers(blobs + 1, ARGV[4])
 local sequence = last - blobs
@@ -357,6 +373,7 @@ ACK = Script(
     + _NOT_OLDER
     + _REFS
     + _DIRTY
+    + _UNPIN
     + """
 if tonumber(call('HGET', STATE, 'sequence') or 0) < tonumber(ARGV[4]) then return -1 end
 local heads, needed = {}, {}
@@ -401,6 +418,7 @@ local left = call('ZCARD', ORDER)
 if left > 0 then
   -- What is left came after the drain, unless the drain was cut short (then the time given is 0).
   if ARGV[5] ~= '0' then call('ZADD', THREADS, 'XX', ARGV[5], ARGV[1]) end
+  unpin(ARGV[1])
 else
   call('ZREM', THREADS, ARGV[1])
   -- Opened while Postgres could not be told; the next put has to tell it.
@@ -423,6 +441,7 @@ DROP = Script(
     + _NAMES
     + _NOT_OLDER
     + _DIRTY
+    + _UNPIN
     + """
 for _, name in ipairs(call('ZRANGEBYSCORE', ORDER, '-inf', ARGV[2])) do
   drop_dirty(name)
@@ -446,6 +465,7 @@ if #left == 0 then
   call('PEXPIRE', FACTS, ARGV[3])
   return 0
 end
+if ARGV[2] ~= '0' then unpin(ARGV[1]) end
 for _, name in ipairs(call('ZRANGE', WRITES, 0, -1)) do
   if call('HEXISTS', DIRTY, name) == 0 then call('ZREM', WRITES, name) end
 end
@@ -485,5 +505,32 @@ if tonumber(call('HGET', STATE, 'sequence') or 0) < tonumber(ARGV[1]) then
   call('HSET', STATE, 'sequence', ARGV[1], 'replay', ARGV[1])
 end
 return 1
+""",
+)
+
+# ARGV: thread. Marks it as pinned, if it has dirty records. Reply: 1.
+PIN = Script(
+    "pin",
+    "#!lua flags=allow-oom\n"
+    + _NAMES
+    + """
+if call('ZCARD', ORDER) > 0 then call('ZADD', THREADS, '+inf', ARGV[1]) end
+return 1
+""",
+)
+
+# ARGV: field, sequence. Drops one dirty record, unless it was put again since. The caller drops the read cache, so that
+# the heads are worked out anew. Reply: 1 if it was there.
+DISCARD = Script(
+    "discard",
+    "#!lua flags=allow-oom\n"
+    + _NAMES
+    + _DIRTY
+    + """
+if tonumber(call('ZSCORE', ORDER, ARGV[1]) or -1) ~= tonumber(ARGV[2]) then return 0 end
+drop_dirty(ARGV[1])
+call('HINCRBY', STATE, 'bytes', bytes)
+call('ZREM', WRITES, ARGV[1])
+return call('ZREM', ORDER, ARGV[1])
 """,
 )

@@ -23,6 +23,7 @@ from langgraph.checkpoint.postgres.base import (
 )
 
 from checkpointer.errors import FlushIncompleteError
+from checkpointer.flush import poison
 from checkpointer.flush.session import LockedElsewhereError, Progress
 from checkpointer.records import Address
 from checkpointer.store import delta
@@ -94,9 +95,11 @@ def delete_threads(session: Session, flusher: Flusher, threads: Sequence[str], w
         latest = session.bury(threads, sequences, cur)
         for sql in PRUNE_DELETE_THREADS_SQL:
             cur.execute(sql.encode(), (list(threads),))
+        poison.delete(cur, session.options.prefix, threads)
     drops = [session.commands.drop(t, upto, latest[t]) for t, upto in zip(threads, sequences, strict=True)]
     session.pipeline(drops)
     for thread, upto in zip(threads, sequences, strict=True):
+        flusher.ledger.unpin(thread)
         flusher.ledger.paid(thread, upto)
 
 
@@ -222,12 +225,13 @@ def flush_first(session: Session, flusher: Flusher, threads: Sequence[str] | Non
     flusher.flush_threads(session, wanted, wait, progress)
     left = [thread for thread in dict.fromkeys(wanted) if thread not in progress.done]
     if left:
-        refusal = next(iter(progress.refused.values()), None)
+        letter = next(iter(progress.pinned.values()), None)
+        if letter is not None:
+            raise FlushIncompleteError(f"{letter.describe()}. Everything is still buffered.")
         raise FlushIncompleteError(
-            f"{len(left)} thread(s), {left[0]!r} among them, could not be flushed"
-            + (" because Postgres refuses a record" if refusal else " in time: another worker is at it")
-            + ". Everything is still buffered; try again."
-        ) from refusal
+            f"{len(left)} thread(s), {left[0]!r} among them, could not be flushed in time: another worker is at it. "
+            "Everything is still buffered; try again."
+        )
 
 
 def forget_clean(session: Session, threads: Iterable[str]) -> None:

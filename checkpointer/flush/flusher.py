@@ -24,12 +24,12 @@ from checkpointer.errors import (
     TierUnavailableError,
 )
 from checkpointer.events import CheckpointEvent, ErrorInfo, describe_error
-from checkpointer.flush import run_end
+from checkpointer.flush import poison, run_end
 from checkpointer.flush.report import FlushReport
 from checkpointer.flush.session import Progress, Session
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from checkpointer.flush.ledger import Debt, Ledger, Owed
     from checkpointer.options import BufferOptions
@@ -39,8 +39,8 @@ T = TypeVar("T")
 
 _FIRST_BACKOFF = 0.2
 _LONGEST_BACKOFF = 5.0
-_REFUSED_PAUSE = 30.0
 _SWEEP_SECONDS = 20.0
+_PINNED_PAUSE = 30.0
 
 
 @dataclass(slots=True)
@@ -88,9 +88,11 @@ class Flusher:
         self._retry_at = 0.0
         self._backoff = _FIRST_BACKOFF
         self._attempt = 0
-        # Threads whose users were told of the current trouble: thread -> whether Postgres refused it for good.
-        self._troubled: dict[str, bool] = {}
-        self._refused_until: dict[str, float] = {}
+        self._next_look = 0.0
+        # Threads whose users were told of the current trouble.
+        self._troubled: set[str] = set()
+        # The dead letters that this process has told of, by thread.
+        self._told: dict[str, int] = {}
         self._listening = False
 
     # -- from any thread -----------------------------------------------------------------------------------------
@@ -199,6 +201,7 @@ class Flusher:
         self._urgent.clear()
         self._ended.clear()
         self._troubled.clear()
+        self._told.clear()
 
     # -- in the flusher's thread ---------------------------------------------------------------------------------
 
@@ -241,13 +244,14 @@ class Flusher:
                 elif isinstance(failure, CheckpointerError):
                     future.set_exception(failure)
                 else:
-                    cause = failure or progress.refused.get(thread)
+                    letter = progress.pinned.get(thread)
+                    why = f"({type(failure).__name__})" if failure else "in time: another worker is at it"
                     error = FlushIncompleteError(
-                        f"Thread {thread!r} could not be flushed"
-                        + (f" ({type(cause).__name__})" if cause else " in time: another worker is at it")
-                        + "; it is still buffered."
+                        f"{letter.describe()}. It is still buffered."
+                        if letter
+                        else f"Thread {thread!r} could not be flushed {why}; it is still buffered."
                     )
-                    error.__cause__ = cause
+                    error.__cause__ = failure
                     future.set_exception(error)
 
     def _pause(self) -> float:
@@ -282,10 +286,13 @@ class Flusher:
                 held = self._session.scan()
                 self._marks.scanned(held)
                 old = [partition for partition, (_, oldest) in held.items() if oldest >= age]
-                wanted |= dict.fromkeys(self._session.dirty_threads(old))
+                wanted |= dict.fromkeys(self._session.dirty_threads(old, pinned=False))
                 wanted |= dict.fromkeys(self.ledger.threads(older_than=age))
-            now = time.monotonic()
-            wanted = {t: None for t in wanted if self._refused_until.get(t, 0.0) <= now}
+                if time.monotonic() >= self._next_look:
+                    # Another process may have replayed or dropped a letter and died before it said so in Redis.
+                    self._next_look = time.monotonic() + _PINNED_PAUSE
+                    wanted |= dict.fromkeys(self._session.pinned_threads())
+            wanted = {thread: None for thread in wanted if not self.ledger.is_pinned(thread)}
             if wanted:
                 self.flush_threads(self._session, wanted, None, progress)
             self._close_threads(ended, progress)
@@ -326,7 +333,14 @@ class Flusher:
             self._session.close_idle()
 
     def flush_threads(
-        self, session: Session, threads: Iterable[str], wait: float | None, progress: Progress, *, strict: bool = False
+        self,
+        session: Session,
+        threads: Iterable[str],
+        wait: float | None,
+        progress: Progress,
+        *,
+        strict: bool = False,
+        replays: Mapping[int, str | None] | None = None,
     ) -> int:
         """Flush threads, and settle what this process owes for them; in the flusher's thread.
 
@@ -336,6 +350,7 @@ class Flusher:
             wait: Seconds to wait for a partition, or None to leave it to the worker that holds it.
             progress: What became of the threads is added to it, also if this raises.
             strict: Not to know whether something is lost is an error.
+            replays: Dead letters to try again, and who wants that.
 
         Returns:
             How many acknowledged checkpoints and calls of pending writes turned out to be lost.
@@ -347,7 +362,7 @@ class Flusher:
         # What is put from now on need not be in Postgres at the end.
         owed = self.ledger.sequences(wanted)
         try:
-            session.flush(wanted, wait, progress)
+            session.flush(wanted, wait, progress, replays)
         except BaseException:
             self._settle(progress, owed)
             raise
@@ -401,10 +416,10 @@ class Flusher:
         if failure is not None:
             report.error = describe_error(failure)
             self._report_failure(failure, set(open_threads))
-        elif progress.refused:
-            report.error = describe_error(next(iter(progress.refused.values())))
-        elif open_threads:
-            self._report_incomplete(open_threads, report)
+        else:
+            if progress.pinned:
+                report.error = next(iter(progress.pinned.values())).report_error()
+            self._report_incomplete([t for t in open_threads if t not in progress.pinned], report)
         return report
 
     # -- what it means -------------------------------------------------------------------------------------------
@@ -413,6 +428,8 @@ class Flusher:
         """Take down what was paid, tell the threads that are out of trouble, and those that are in it."""
         total_lost = 0
         for thread, upto in progress.done.items():
+            self.ledger.unpin(thread)
+            self._told.pop(thread, None)
             debt = self.ledger.debt(thread)
             if debt is not None and thread in owed:
                 suspect = self.ledger.is_suspect(thread)
@@ -430,8 +447,8 @@ class Flusher:
                 self.ledger.paid(thread, max(upto, owed[thread]))
             else:
                 self.ledger.paid(thread, upto)
-            self._refused_until.pop(thread, None)
-            if self._troubled.pop(thread, None) is not None:
+            if thread in self._troubled:
+                self._troubled.discard(thread)
                 self._emit(
                     CheckpointEvent(
                         name="flush.recovered",
@@ -476,16 +493,15 @@ class Flusher:
                     user_notice=True,
                 )
             )
-        for thread, exc in progress.refused.items():
-            self._refused_until[thread] = time.monotonic() + _REFUSED_PAUSE
-            if not self._troubled.get(thread):
-                self._troubled[thread] = True
-                self._emit_failure(
-                    thread,
-                    describe_error(exc),
-                    "Postgres refuses a record of this thread; its records stay in the buffer and are tried again.",
-                )
-
+        for letter in progress.replayed:
+            self._emit(poison.replayed(letter))
+        for letter in progress.dropped:
+            self._emit(poison.dropped(letter))
+        for thread, letter in progress.pinned.items():
+            self.ledger.pin(thread, time.monotonic() + _PINNED_PAUSE)
+            if self._told.get(thread) != letter.id:
+                self._told[thread] = letter.id
+                self._emit(poison.added(letter, self.ledger.debt(thread)))
         for thread, ids in progress.late.items():
             self._emit(
                 CheckpointEvent(
@@ -548,7 +564,7 @@ class Flusher:
             message = f"Flushing failed ({error.type}); the checkpoints wait in the buffer and are tried again."
         fresh = [thread for thread in threads if thread not in self._troubled]
         for thread in fresh:
-            self._troubled[thread] = False
+            self._troubled.add(thread)
             self._emit_failure(thread, error, message)
         if not threads and not isinstance(exc, TierUnavailableError) and self._attempt <= 1:
             self._emit_failure(None, error, message)

@@ -82,6 +82,8 @@ class Ledger:
         self._floors: dict[int, int] = {}
         # Threads of which Redis has forgotten something, until it is known what is lost.
         self._suspects: set[str] = set()
+        # Threads that a dead letter holds up: thread -> when to look again. What they owe is not due.
+        self._pinned: dict[str, float] = {}
 
     def note(self, thread_id: str, records: int, owed: Owed, token: int, run_id: str | None = None) -> int:
         """Note acknowledged records; returns how many records are owed in all."""
@@ -95,7 +97,8 @@ class Ledger:
             debt.owed.append(owed)
             debt.tokens.add(token)
             debt.run_id = run_id or debt.run_id
-            self._records += records
+            if thread_id not in self._pinned:
+                self._records += records
             return self._records
 
     def paid(self, thread_id: str, upto: int) -> None:
@@ -105,7 +108,8 @@ class Ledger:
             if debt is None:
                 return
             if debt.sequence <= upto:
-                self._records -= debt.records
+                if thread_id not in self._pinned:
+                    self._records -= debt.records
                 del self._debts[thread_id]
                 self._suspects.discard(thread_id)
             else:
@@ -119,6 +123,23 @@ class Ledger:
     def debt(self, thread_id: str) -> Debt | None:
         """Return what is owed for a thread."""
         return self._debts.get(thread_id)
+
+    def pin(self, thread_id: str, until: float) -> None:
+        """Note that a dead letter holds a thread up; look again at that time of the monotonic clock."""
+        with self._lock:
+            if thread_id not in self._pinned and (debt := self._debts.get(thread_id)):
+                self._records -= debt.records
+            self._pinned[thread_id] = until
+
+    def unpin(self, thread_id: str) -> None:
+        """Note that nothing holds a thread up any more."""
+        with self._lock:
+            if self._pinned.pop(thread_id, None) is not None and (debt := self._debts.get(thread_id)):
+                self._records += debt.records
+
+    def is_pinned(self, thread_id: str) -> bool:
+        """Tell whether a thread is held up, and it is not yet time to look again."""
+        return self._pinned.get(thread_id, 0.0) > time.monotonic()
 
     def begin(self, thread_id: str) -> None:
         """Note that this process works on a thread: it is about to put something."""
@@ -162,10 +183,11 @@ class Ledger:
         return self._floors.get(partition, 0)
 
     def threads(self, older_than: float = 0.0) -> list[str]:
-        """Return the threads whose debt is at least this many seconds old, oldest first."""
-        limit = time.monotonic() - older_than
+        """Return the threads whose debt is at least this many seconds old and not held up, oldest first."""
+        now = time.monotonic()
+        limit = now - older_than
         with self._lock:
-            return [thread for thread, debt in self._debts.items() if debt.since <= limit]
+            return [t for t, debt in self._debts.items() if debt.since <= limit and self._pinned.get(t, 0.0) <= now]
 
     def clear(self) -> None:
         """Forget all; in a forked child."""
@@ -174,9 +196,10 @@ class Ledger:
         self._recent.clear()
         self._floors.clear()
         self._suspects.clear()
+        self._pinned.clear()
         self._records = 0
 
     @property
     def records(self) -> int:
-        """How many records are owed."""
+        """How many records are owed, those of threads that are held up apart."""
         return self._records

@@ -18,16 +18,16 @@ import psycopg
 from redis.exceptions import RedisError
 
 from checkpointer.buffer.clients import run_pipeline
-from checkpointer.buffer.commands import DirtyBlob, DirtyCheckpoint, DirtyRecord, Drained
+from checkpointer.buffer.commands import DirtyBlob, DirtyCheckpoint, DirtyRecord, Drained, Undecodable, decode_record
 from checkpointer.errors import CheckpointerError, ConfigurationError
-from checkpointer.flush import tombstones
+from checkpointer.flush import poison, tombstones
 from checkpointer.records import Address
 from checkpointer.store import threads
 from checkpointer.store.clients import not_set_up
 from checkpointer.store.writes import Batch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from psycopg import Connection
     from psycopg.rows import DictRow
@@ -87,6 +87,10 @@ ON CONFLICT (prefix, partition) DO NOTHING
 """
 
 
+Planned = tuple[DirtyRecord | Undecodable | None, bool]
+"""A drained record, or None if it belongs to a deleted life, and whether it may be older than what Postgres has."""
+
+
 class LockedElsewhereError(Exception):
     """Another worker holds a partition and did not let go in time, or won a race for rows."""
 
@@ -124,7 +128,9 @@ class Progress:
         done: Flushed up to the sequence number given.
         proofs: What shows that nothing of the threads that are done was lost on the way.
         locked: Left to the worker that holds their partition.
-        refused: Refused by Postgres, with the error.
+        pinned: Held up by a dead letter, old or new.
+        replayed: Dead letters whose records are in Postgres now.
+        dropped: Dead letters whose records were dropped.
         lost: Threads with fields that Redis named but no longer had.
         checkpoints: Checkpoints written.
         blobs: Channel versions written.
@@ -137,7 +143,9 @@ class Progress:
     proofs: dict[str, Proof] = field(default_factory=dict)
     late: dict[str, list[str]] = field(default_factory=dict)
     locked: set[str] = field(default_factory=set)
-    refused: dict[str, psycopg.Error] = field(default_factory=dict)
+    pinned: dict[str, poison.Letter] = field(default_factory=dict)
+    replayed: list[poison.Letter] = field(default_factory=list)
+    dropped: list[poison.Letter] = field(default_factory=list)
     lost: dict[str, list[bytes]] = field(default_factory=dict)
     checkpoints: int = 0
     blobs: int = 0
@@ -279,8 +287,8 @@ class Session:
             if first
         }
 
-    def dirty_threads(self, partitions: Iterable[int] | None = None) -> list[str]:
-        """Return the threads with dirty records, of these partitions or of all."""
+    def dirty_threads(self, partitions: Iterable[int] | None = None, *, pinned: bool = True) -> list[str]:
+        """Return the threads with dirty records, of these partitions or of all; those marked as pinned too."""
         layout = self.commands.layout
         keys = [layout.threads(p) for p in (range(layout.partitions) if partitions is None else partitions)]
         if not keys:
@@ -288,7 +296,16 @@ class Session:
         with self._redis_errors():
             pipe = self.redis().pipeline(transaction=False)
             for key in keys:
-                pipe.zrange(key, 0, -1)
+                pipe.zrangebyscore(key, "-inf", "inf" if pinned else "(inf")
+            return [thread.decode() for found in pipe.execute() for thread in found]
+
+    def pinned_threads(self) -> list[str]:
+        """Return the threads that are marked as pinned."""
+        layout = self.commands.layout
+        with self._redis_errors():
+            pipe = self.redis().pipeline(transaction=False)
+            for partition in range(layout.partitions):
+                pipe.zrangebyscore(layout.threads(partition), "inf", "inf")
             return [thread.decode() for found in pipe.execute() for thread in found]
 
     def sequences(self, partitions: Iterable[int]) -> dict[int, int]:
@@ -329,11 +346,23 @@ class Session:
             yield cur, {row["partition"]: row["sequence"] for row in cur.fetchall()}
         self._postgres_tier.succeeded(begun)
 
-    def flush(self, thread_ids: Iterable[str], wait: float | None, progress: Progress) -> None:
+    def flush(
+        self,
+        thread_ids: Iterable[str],
+        wait: float | None,
+        progress: Progress,
+        replays: Mapping[int, str | None] | None = None,
+    ) -> None:
         """Bring the dirty records of these threads to Postgres, in batches.
 
         A thread is done when everything that it had when its turn came is in Postgres. What became of the
         threads is added to `progress` as it happens, so that it stands even if this raises.
+
+        Args:
+            thread_ids: The threads.
+            wait: Seconds to wait for a partition's lock, or None to do without those that others hold.
+            progress: Is added to.
+            replays: Dead letters to try again, and who wants that. Any other one holds its thread up.
 
         Raises:
             StoreUnavailableError: Postgres cannot be reached.
@@ -342,53 +371,78 @@ class Session:
         targets: dict[str, int | None] = dict.fromkeys(thread_ids)
         while targets:
             chunk = list(targets)[:_THREADS_AT_ONCE]
-            finished = self._flush_chunk(chunk, targets, wait, progress)
+            finished = self._flush_chunk(chunk, targets, wait, progress, replays or {})
             for thread in finished:
                 del targets[thread]
 
     def _flush_chunk(
-        self, chunk: list[str], targets: dict[str, int | None], wait: float | None, progress: Progress
+        self,
+        chunk: list[str],
+        targets: dict[str, int | None],
+        wait: float | None,
+        progress: Progress,
+        replays: Mapping[int, str | None],
     ) -> list[str]:
         """Flush one batch; returns the threads that need no further one."""
         partition_of = self.commands.layout.partition_of
         drained: dict[str, Drained] = {}
-        refused: dict[str, psycopg.Error] = {}
-        batch = Batch()
+        written: list[Batch] = []
         try:
             with self.locked(chunk, wait) as (cur, held):
                 mine = [thread for thread in chunk if partition_of(thread) in held]
                 progress.locked.update(set(chunk) - set(mine))
-                self._drain(mine, drained)
-                buried, found_late = self._fill(batch, drained, held, cur)
+                pinned = poison.unresolved(cur, self.options.prefix, mine)
+                tried = {
+                    thread: pinned.pop(thread) for thread in mine if thread in pinned and pinned[thread].id in replays
+                }
+                self._drain([thread for thread in mine if thread not in pinned], drained)
+                restored = {
+                    thread
+                    for thread in tried.keys() & drained.keys()
+                    if self._restore(thread, drained[thread], tried[thread], cur)
+                }
+                plan, buried, found_late, behind = self._sort(drained, held, cur, restored)
+
+                def build(parts: Sequence[poison.Part]) -> Batch:
+                    batch = Batch()
+                    for thread, first, end in parts:
+                        for record, older in plan[thread][first:end]:
+                            if record is not None:
+                                add_record(batch, thread, record, older=older)
+                    return batch
+
+                written, refused = poison.write(cur, {t: len(found.records) for t, found in drained.items()}, build)
+                new, replayed = poison.settle(cur, self.options.prefix, drained, refused, tried, replays)
+                pinned |= new
+                if whole := [thread for thread in behind if drained[thread].is_all]:
+                    cur.execute(threads.REPLAYED, (self.options.prefix, whole))
                 highest: dict[int, int] = {}
                 for thread, found in drained.items():
                     partition = partition_of(thread)
                     highest[partition] = max(highest.get(partition, 0), found.upto)
-                try:
-                    with cur.connection.transaction():
-                        batch.run(cur)
-                except psycopg.Error as exc:
-                    if is_transient(exc):
-                        raise
-                    refused = dict.fromkeys(drained, exc)
-                else:
-                    if any(highest.values()):
-                        cur.execute(_ADVANCE, (list(highest), list(highest.values()), self.options.prefix))
+                if any(highest.values()):
+                    cur.execute(_ADVANCE, (list(highest), list(highest.values()), self.options.prefix))
         except LockedElsewhereError:
             progress.locked.update(chunk)
             return chunk
-        if refused:
-            return self._after_refusal(refused, chunk, targets, wait, progress)
+        progress.pinned.update(pinned)
+        progress.replayed += replayed
         progress.late |= found_late
+        for batch in written:
+            checkpoints, blobs, writes = batch.counts
+            progress.checkpoints += checkpoints
+            progress.blobs += blobs
+            progress.writes += writes
+            progress.changes += batch.changes
         self._acknowledge(drained, held, buried, progress)
-        checkpoints, blobs, writes = batch.counts
-        progress.checkpoints += checkpoints
-        progress.blobs += blobs
-        progress.writes += writes
-        progress.changes += batch.changes
+        # Not before the records that go have gone: the acknowledgement takes the mark away.
+        self.pipeline([self.commands.pin(thread) for thread in pinned])
         finished = [thread for thread in chunk if thread not in drained]
-        later = [thread for thread in mine if thread not in drained]
+        later = [thread for thread in mine if thread not in drained and thread not in pinned]
         for thread, found in drained.items():
+            if thread in pinned:
+                finished.append(thread)
+                continue
             target = targets[thread]
             if target is None:
                 target = targets[thread] = found.sequence
@@ -410,17 +464,19 @@ class Session:
             for thread, reply in zip(some, self.pipeline(calls), strict=True):
                 found = drained[thread] = self.commands.read_drain(reply)
                 records -= len(found.records)
-                size -= sum(_size(record) for record in found.records)
+                size -= sum(len(payload) for _, payload in found.raw)
             if records <= 0 or size <= 0:
                 break
 
-    def _fill(
-        self, batch: Batch, drained: dict[str, Drained], held: dict[int, int], cur: psycopg.Cursor[DictRow]
-    ) -> tuple[dict[str, Buried], dict[str, list[str]]]:
-        """Add what was drained to a batch, but for what belongs to deleted lives.
+    def _sort(
+        self, drained: dict[str, Drained], held: dict[int, int], cur: psycopg.Cursor[DictRow], restored: set[str]
+    ) -> tuple[dict[str, list[Planned]], dict[str, Buried], dict[str, list[str]], list[str]]:
+        """Tell what of the drained records is to be written.
 
         Returns:
-            The tombstones, and the ids of late checkpoints, both by thread.
+            By thread, for each record: the record, or None if it belongs to a deleted life, and whether it may be older
+            than what Postgres has. The tombstones, and the ids of late checkpoints, both by thread. The threads of
+            which something went straight to Postgres.
         """
         buried: dict[str, Buried] = {}
         replayed: list[str] = []
@@ -432,50 +488,56 @@ class Session:
                 if row["replay"]:
                     replayed.append(row["thread_id"])
         all_late: dict[str, list[str]] = {}
+        plan: dict[str, list[Planned]] = {}
         for thread, found in drained.items():
             flushed = held[self.commands.layout.partition_of(thread)]
             # Up to here the records may be older than what Postgres has.
             older = max(found.replay, flushed if found.sequence < flushed else 0)
             if thread in replayed:
                 older = max(older, found.upto)
-            records = list(zip(found.sequences, found.records, strict=True))
+            keep = [True] * len(found.records)
             if thread in buried:
-                records, late = self._without_dead(thread, records, buried[thread], cur)
+                keep, late = self._without_dead(thread, found, buried[thread], cur)
                 if late:
                     all_late[thread] = late
                     cur.execute(threads.NOTE_LATE, (late, self.options.prefix, thread))
-            for sequence, record in records:
-                add_record(batch, thread, record, older=sequence <= older)
-        if whole := [thread for thread in replayed if drained[thread].is_all]:
-            cur.execute(threads.REPLAYED, (self.options.prefix, whole))
-        return buried, all_late
+            plan[thread] = [
+                (record if kept else None, sequence <= older or (i == 0 and thread in restored))
+                for i, (record, sequence, kept) in enumerate(zip(found.records, found.sequences, keep, strict=True))
+            ]
+        return plan, buried, all_late, replayed
 
     def _without_dead(
-        self, thread: str, records: list[tuple[int, DirtyRecord]], buried: Buried, cur: psycopg.Cursor[DictRow]
-    ) -> tuple[list[tuple[int, DirtyRecord]], list[str]]:
-        records = [(sequence, record) for sequence, record in records if sequence > buried.sequence]
-        alone = [record for _, record in records]
+        self, thread: str, found: Drained, buried: Buried, cur: psycopg.Cursor[DictRow]
+    ) -> tuple[list[bool], list[str]]:
+        """Tell which records to keep, and the ids of late checkpoints; nothing is written behind a damaged one."""
+        keep = [sequence > buried.sequence for sequence in found.sequences]
+        after = [i for i, kept in enumerate(keep) if kept]
+        damaged = next((n for n, i in enumerate(after) if isinstance(found.records[i], Undecodable)), None)
+        after = after[:damaged]
+        alone = [record for i in after if not isinstance(record := found.records[i], Undecodable)]
         names = tombstones.names_of(alone)
         existing = _existing(cur, thread, [checkpoint_id for _, checkpoint_id in names]) if names else set()
-        keep, late = tombstones.sort_out(alone, buried, existing)
-        return [found for found, kept in zip(records, keep, strict=True) if kept], late
+        kept, late = tombstones.sort_out(alone, buried, existing)
+        for i, is_kept in zip(after, kept, strict=True):
+            keep[i] = is_kept
+        return keep, late
 
-    def _after_refusal(
-        self,
-        refused: dict[str, psycopg.Error],
-        chunk: list[str],
-        targets: dict[str, int | None],
-        wait: float | None,
-        progress: Progress,
-    ) -> list[str]:
-        """Postgres refused a row: let every thread go alone, so that the others of the batch are not held up."""
-        if len(refused) == 1:
-            progress.refused.update(refused)
-            return list(refused)
-        finished = []
-        for thread in refused:
-            finished += self._flush_chunk([thread], targets, wait, progress)
-        return finished + [thread for thread in chunk if thread in progress.locked and thread not in refused]
+    def _restore(self, thread: str, found: Drained, letter: poison.Letter, cur: psycopg.Cursor[DictRow]) -> bool:
+        """Put a dead letter's record before the drained ones, if Redis has lost it; returns whether it has."""
+        with self._redis_errors():
+            held = self.redis().hexists(self.commands.layout.thread(thread).dirty, letter.field)
+        payload = None if held else poison.payload_of(cur, letter)
+        if payload is None:
+            return False
+        if letter.field in found.missing:
+            found.missing.remove(letter.field)
+        else:
+            found.waiting += 1
+        found.records.insert(0, decode_record(letter.field, payload))
+        found.raw.insert(0, (letter.field, payload))
+        found.sequences.insert(0, letter.sequence)
+        return True
 
     def _acknowledge(
         self, drained: dict[str, Drained], held: dict[int, int], buried: dict[str, Buried], progress: Progress
@@ -613,8 +675,18 @@ def check_partitions(options: BufferOptions, stored: int) -> None:
         )
 
 
-def add_record(batch: Batch, thread_id: str, record: DirtyRecord, *, older: bool = False) -> None:
-    """Add a record to a batch; an older one replaces nothing."""
+def add_record(batch: Batch, thread_id: str, record: DirtyRecord | Undecodable, *, older: bool = False) -> None:
+    """Add a record to a batch; an older one replaces nothing.
+
+    Raises:
+        DamagedRecordError: The record cannot be read.
+        UnserializableValueError: A checkpoint's JSON cannot be read.
+    """
+    if isinstance(record, Undecodable):
+        raise poison.DamagedRecordError(
+            f"The record in Redis cannot be read ({type(record.error).__name__}): it was damaged after it was "
+            "written, or another version of this package wrote it."
+        ) from record.error
     address = Address(thread_id, record.checkpoint_ns)
     if isinstance(record, DirtyCheckpoint):
         batch.add_checkpoint(address, record.row, older=older)
@@ -622,9 +694,3 @@ def add_record(batch: Batch, thread_id: str, record: DirtyRecord, *, older: bool
         batch.add_blob(address, record.blob)
     else:
         batch.add_write(address, record.checkpoint_id, record.write, older=older)
-
-
-def _size(record: Any) -> int:
-    if isinstance(record, DirtyCheckpoint):
-        return len(record.row.checkpoint) + len(record.row.metadata)
-    return len((record.blob.data or b"") if isinstance(record, DirtyBlob) else record.write.data)

@@ -47,7 +47,8 @@ _READY = """
 SELECT current_setting('server_version_num')::int AS version,
     to_regclass('checkpoints') IS NOT NULL
     AND to_regclass('checkpoint_writes') IS NOT NULL
-    AND to_regclass('checkpoint_buffer_threads') IS NOT NULL AS tables
+    AND to_regclass('checkpoint_buffer_threads') IS NOT NULL
+    AND to_regclass('checkpoint_dead_letters') IS NOT NULL AS tables
 """
 
 # Whether something of the thread went straight to Postgres that is newer than what Redis may have of it.
