@@ -21,7 +21,7 @@ from checkpointer import (
     cli,
 )
 from checkpointer.buffer.keys import field
-from checkpointer.records import Blob, pack_blob
+from checkpointer.records import Blob, CheckpointRow, pack_blob, pack_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -231,6 +231,22 @@ def test_a_record_that_cannot_be_read_is_set_aside_and_does_not_stop_the_others(
     assert stored == payload
     assert not saver._core.redis_tier.is_down
     saver.dead_letters.drop(letter.id)
+    assert saver.flush()
+
+
+@pytest.mark.parametrize(
+    "payload", [b"", pack_checkpoint(CheckpointRow("", None, b"{}", b"{no JSON", ()))], ids=["empty", "no JSON"]
+)
+def test_a_record_that_cannot_be_read_is_set_aside_in_a_thread_that_was_deleted_before(
+    saver: Any, conn: psycopg.Connection[Any], buffer: redis.Redis, payload: bytes
+) -> None:
+    put_steps(saver, "t", 2)
+    saver.delete_thread("t")
+    ids = put_steps(saver, "t", 3)
+    buffer.hset(saver._core.commands.layout.thread("t").dirty, field("c", "", ids[1]), payload)
+    assert not saver.flush("t")
+    assert saved(conn, "t") == ids[:1]
+    saver.dead_letters.drop(only(saver).id)
     assert saver.flush()
 
 

@@ -90,5 +90,8 @@ def _origin(record: DirtyCheckpoint) -> Name | None:
     row = record.row
     if row.parent_id is not None:
         return record.checkpoint_ns, row.parent_id
-    metadata = load_json(row.metadata)
+    try:
+        metadata = load_json(row.metadata)
+    except ValueError:
+        return None  # Postgres will refuse it
     return origin_of(record.checkpoint_ns, None, metadata if isinstance(metadata, dict) else {})
