@@ -4,7 +4,9 @@ Not here: what the commands do (the modules that they call) and anything that th
 Every command reads `POSTGRES_URI` and `REDIS_URL`, or `--postgres-uri` and `--redis-url`, even one that needs
 only the first, so that one set of arguments fits all of them.
 
-Exit codes: 0 done; 1 it failed, or a check found something, with one line on standard error; 2 wrong usage.
+`--schema` or `CHECKPOINTER_SCHEMA` names the Postgres schema of a saver that has one.
+
+Exit codes: 0 done; 1 it failed, with one line on standard error, or a check found something; 2 wrong usage.
 """
 
 # No `from __future__ import annotations`: typer is optional and imported inside a function, and it could not
@@ -20,15 +22,19 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import dict_row
 
-from checkpointer import cli_dead_letters
+from checkpointer import cli_dead_letters, search_path
+from checkpointer import doctor as examination
+from checkpointer.checks import Finding
 from checkpointer.errors import CheckpointerError, ConfigurationError, NotSetUpError, StoreUnavailableError
 from checkpointer.events import CheckpointEvent
 from checkpointer.flush import abandon
 from checkpointer.hooks import HookContext, Hooks, load_hook
+from checkpointer.options import BufferOptions
 from checkpointer.store import schema
-from observability import queries
+from observability import backlog, queries
 
 if TYPE_CHECKING:
+    import redis
     import typer
 
 __all__ = ["main"]
@@ -64,10 +70,15 @@ def _app() -> "typer.Typer":
     app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
     postgres_option = typer.Option(envvar="POSTGRES_URI", help="Where Postgres is.", show_default=False)
     redis_option = typer.Option(envvar="REDIS_URL", help="Where Redis is.", show_default=False)
+    schema_option = typer.Option("--schema", envvar="CHECKPOINTER_SCHEMA", help="The saver's schema in Postgres.")
     check_option = typer.Option("--check", help="Change nothing; exit with 1 if anything is pending.")
     name_argument = typer.Argument(help="The name of a query.", show_default=False)
     list_option = typer.Option("--list", help="Print the names of all queries.")
     json_option = typer.Option("--json", help="Print JSON instead of a table.")
+    prefix_option = typer.Option(envvar="CHECKPOINTER_PREFIX", help="The saver's prefix.")
+    partitions_option = typer.Option(help="The saver's number of partitions.")
+    strict_option = typer.Option("--strict", help="Exit with 1 also if there are only warnings.")
+    timeout_option = typer.Option(help="Seconds to wait for each server.", min=0.1)
 
     @app.callback()
     def about() -> None:
@@ -78,10 +89,11 @@ def _app() -> "typer.Typer":
         check: Annotated[bool, check_option] = False,
         postgres_uri: Annotated[str | None, postgres_option] = None,
         redis_url: Annotated[str | None, redis_option] = None,
+        in_schema: Annotated[str | None, schema_option] = None,
     ) -> None:
         """Create or update the tables in Postgres; safe to run again and from many machines at once."""
-        with _connect(postgres_uri) as conn:
-            names = schema.pending(conn) if check else schema.setup(conn)
+        with _connect(postgres_uri, in_schema) as conn:
+            names = schema.pending(conn) if check else schema.setup(conn, schema=in_schema or None)
         for name in names:
             typer.echo(f"{'pending' if check else 'applied'}: {name}")
         if check and names:
@@ -96,6 +108,7 @@ def _app() -> "typer.Typer":
         as_json: Annotated[bool, json_option] = False,
         postgres_uri: Annotated[str | None, postgres_option] = None,
         redis_url: Annotated[str | None, redis_option] = None,
+        in_schema: Annotated[str | None, schema_option] = None,
     ) -> None:
         """Run one of the queries that come with this package."""
         if list_names:
@@ -103,7 +116,7 @@ def _app() -> "typer.Typer":
             return
         if name is None or name not in queries.names():
             raise typer.BadParameter(f"choose one of: {', '.join(queries.names())}", param_hint="NAME")
-        with _connect(postgres_uri) as conn:
+        with _connect(postgres_uri, in_schema) as conn:
             rows = queries.run(conn, name)
         if as_json:
             typer.echo(orjson.dumps(rows, default=str, option=orjson.OPT_INDENT_2))
@@ -112,7 +125,6 @@ def _app() -> "typer.Typer":
 
     buffer = typer.Typer(no_args_is_help=True, help="What the buffer holds.")
     app.add_typer(buffer, name="buffer")
-    prefix_option = typer.Option(envvar="CHECKPOINTER_PREFIX", help="The application's key prefix.")
     yes_option = typer.Option("--yes", help="Do it; without this the threads are only listed.")
 
     @buffer.callback()
@@ -125,36 +137,105 @@ def _app() -> "typer.Typer":
         yes: Annotated[bool, yes_option] = False,
         postgres_uri: Annotated[str | None, postgres_option] = None,
         redis_url: Annotated[str | None, redis_option] = None,
+        in_schema: Annotated[str | None, schema_option] = None,
     ) -> None:
         """Give up a Redis that is gone for good: threads go on from their latest checkpoint in Postgres."""
-        with _connect(postgres_uri) as conn:
+        with _connect(postgres_uri, in_schema) as conn:
             if not yes:
                 threads = abandon.open_threads(conn, prefix)
                 for thread in threads:
                     typer.echo(_cell(thread))
                 typer.echo(f"{len(threads)} threads are open. What only Redis has of them is lost with --yes.")
                 return
-            with _reporting(postgres_uri or "", prefix) as emit:
+            with _reporting(postgres_uri or "", prefix, in_schema) as emit:
                 threads = abandon.abandon(conn, prefix, emit)
         for thread in threads:
             typer.echo(_cell(thread))
         typer.echo(f"{len(threads)} threads were given up.")
 
+    @app.command()
+    def doctor(
+        as_json: Annotated[bool, json_option] = False,
+        strict: Annotated[bool, strict_option] = False,
+        prefix: Annotated[str, prefix_option] = "checkpointer",
+        partitions: Annotated[int, partitions_option] = 32,
+        timeout: Annotated[float, timeout_option] = 10.0,
+        postgres_uri: Annotated[str | None, postgres_option] = None,
+        redis_url: Annotated[str | None, redis_option] = None,
+        in_schema: Annotated[str | None, schema_option] = None,
+    ) -> None:
+        """Check both servers and what lies between them, and say what to do; exit with 1 if there is an error."""
+        try:
+            options = BufferOptions(prefix=prefix, partitions=partitions, schema=in_schema or None)
+        except ConfigurationError as exc:
+            raise typer.BadParameter(str(exc)) from exc
+        report = examination.diagnose(
+            postgres_uri,
+            redis_url,
+            options=options,
+            timeout=timeout,
+            also=lambda client: _streamed(client, options.key_prefix),
+        )
+        report += _spooled()
+        if as_json:
+            typer.echo(orjson.dumps(report.to_dict(), option=orjson.OPT_INDENT_2))
+        else:
+            _print_report(report)
+        if not report or (strict and report.level != "ok"):
+            raise typer.Exit(1)
+
     app.add_typer(cli_dead_letters.make_app(_connect, _print_table), name="dead-letters")
     return app
 
 
+def _streamed(client: "redis.Redis | redis.RedisCluster", prefix: str) -> list[Finding]:
+    if not (count := backlog.streamed(client, prefix)):
+        return [Finding("ok", "reports.redis", "No error report or log line waits in Redis.")]
+    return [
+        Finding(
+            "warning",
+            "reports.redis",
+            f"{count} error reports and log lines wait in Redis for Postgres.",
+            "They are moved by the next saver or worker with this prefix that finds Postgres well.",
+        )
+    ]
+
+
+def _spooled() -> list[Finding]:
+    found = []
+    for path, count in backlog.spooled().items():
+        if count is None:
+            said = f"{path} cannot be read: it is damaged, or belongs to somebody else."
+            found.append(Finding("warning", "reports.spool", said, "Look at the file."))
+        elif count:
+            said = f"{count} error reports and log lines wait in {path}."
+            advice = "They are moved by the next process of this user that opens a saver with the same addresses."
+            found.append(Finding("warning", "reports.spool", said, advice))
+    return found or [Finding("ok", "reports.spool", "No error report or log line waits in a file of this user.")]
+
+
+def _print_report(report: examination.Report) -> None:
+    """Print a finding a line, with what to do about it below, and a summary."""
+    for finding in report.findings:
+        sys.stdout.write(f"{finding.level:<7}  {_cell(' '.join(finding.message.split()))}\n")
+        if finding.advice:
+            sys.stdout.write(f"{'':<7}  -> {finding.advice}\n")
+    counts = {level: sum(f.level == level for f in report.findings) for level in ("error", "warning")}
+    sys.stdout.write(f"{counts['error']} errors, {counts['warning']} warnings.\n")
+
+
 @contextlib.contextmanager
-def _reporting(postgres_uri: str, prefix: str) -> Iterator[Callable[[CheckpointEvent], None]]:
+def _reporting(postgres_uri: str, prefix: str, schema: str | None) -> Iterator[Callable[[CheckpointEvent], None]]:
     """Report events to the thread's log and the table of errors."""
 
     def connect() -> psycopg.Connection[Any]:
-        return psycopg.connect(postgres_uri, autocommit=True, row_factory=dict_row)
+        return psycopg.connect(postgres_uri, autocommit=True, row_factory=dict_row, **_settings(postgres_uri, schema))
 
     def no_redis() -> NoReturn:
         raise ConnectionError("this command works without Redis")
 
-    context = HookContext(connect_postgres=connect, connect_redis=no_redis, prefix=prefix, identity="command-line")
+    keys = search_path.key_prefix(prefix, schema or None)
+    context = HookContext(connect_postgres=connect, connect_redis=no_redis, prefix=keys, identity="command-line")
     hooks = Hooks()
     for name in ("thread_log", "system_errors"):
         hooks.add(load_hook(name, context), name=name)
@@ -166,7 +247,7 @@ def _reporting(postgres_uri: str, prefix: str) -> Iterator[Callable[[CheckpointE
 
 
 @contextlib.contextmanager
-def _connect(uri: str | None) -> Iterator[psycopg.Connection[Any]]:
+def _connect(uri: str | None, schema: str | None = None) -> Iterator[psycopg.Connection[Any]]:
     """Open an autocommit connection.
 
     Raises:
@@ -177,12 +258,12 @@ def _connect(uri: str | None) -> Iterator[psycopg.Connection[Any]]:
     if not uri:
         raise ConfigurationError("Say where Postgres is: set POSTGRES_URI or pass --postgres-uri.")
     try:
-        seconds = conninfo_to_dict(uri).get("connect_timeout") or _CONNECT_SECONDS
+        settings = _settings(uri, schema)
     except psycopg.ProgrammingError:
         # Without the parser's words and as cause: they quote the URI, which can hold a password.
         raise ConfigurationError("POSTGRES_URI or --postgres-uri is not a valid connection string.") from None
     try:
-        conn = psycopg.connect(uri, autocommit=True, connect_timeout=seconds)
+        conn = psycopg.connect(uri, autocommit=True, **settings)
     except psycopg.OperationalError as exc:
         raise StoreUnavailableError(f"Postgres cannot be reached: {exc}") from exc
     with conn:
@@ -192,6 +273,17 @@ def _connect(uri: str | None) -> Iterator[psycopg.Connection[Any]]:
             raise NotSetUpError(
                 f"Tables are missing ({exc.diag.message_primary}): run `checkpointer migrate`."
             ) from exc
+
+
+def _settings(uri: str, schema: str | None) -> dict[str, Any]:
+    """Return what is added to a connection string: a limit for connecting, and the schema."""
+    given = conninfo_to_dict(uri)
+    settings: dict[str, Any] = {"connect_timeout": given.get("connect_timeout") or _CONNECT_SECONDS}
+    if schema:
+        search_path.check_name(schema)
+        options = given.get("options")
+        settings["options"] = search_path.with_search_path(None if options is None else str(options), schema)
+    return settings
 
 
 def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -7,7 +7,6 @@ once may live in the saver itself.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from checkpointer.errors import ClosedError, WrongLoopError
 from checkpointer.flush.flusher import Flusher
 from checkpointer.flush.ledger import Ledger
 from checkpointer.flush.session import Session
-from checkpointer.hooks import HookContext, Hooks, load_hook, renew_in_child
+from checkpointer.hooks import HookContext, Hooks, load_hook, renew_in_child, target_identity
 from checkpointer.operations import Operations
 from checkpointer.puts import Puts
 from checkpointer.store.clients import PostgresSide
@@ -56,6 +55,7 @@ class Core:
             query_timeout=options.query_timeout,
             pool_size=options.pool_size,
             tier=self.postgres_tier,
+            schema=options.schema,
         )
         given: dict[str, Any] = {"aclient": async_redis}
         if isinstance(redis, str):
@@ -65,7 +65,7 @@ class Core:
         else:
             given["client"] = redis
         self.redis = RedisSide(tier=self.redis_tier, timeout=options.redis_timeout, **given)
-        self.commands = Commands(KeyLayout(options.prefix, options.partitions), options.clean_ttl)
+        self.commands = Commands(KeyLayout(options.key_prefix, options.partitions), options.clean_ttl)
         self.ledger = Ledger()
         session = Session(self.redis, self.postgres, self.commands, options, self.redis_tier, self.postgres_tier)
         self.marks = WaterMarks(options, emit)
@@ -81,14 +81,15 @@ class Core:
             self.marks,
             threading.Lock(),
         )
-        self.operations = Operations(self.commands, self.ledger, options, self.flusher, puts)
+        self.operations = Operations(self.commands, self.ledger, options, self.flusher, puts, emit)
         self._closed = False
-        identity = f"{self.postgres.conninfo}\0{redis if isinstance(redis, str) else ''}\0{options.prefix}"
         context = HookContext(
-            connect_postgres=self.postgres.dedicated,
+            connect_postgres=self.postgres.for_hook,
             connect_redis=self.redis.dedicated,  # type: ignore[arg-type]  # a cluster client does as well
-            prefix=options.prefix,
-            identity=hashlib.sha256(identity.encode()).hexdigest()[:16],
+            prefix=options.key_prefix,
+            identity=target_identity(
+                self.postgres.conninfo, redis if isinstance(redis, str) else "", options.key_prefix
+            ),
         )
         for name in options.hooks:
             self.hooks.add(load_hook(name, context), name=name)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import hashlib
 import inspect
 import logging
 import os
@@ -57,7 +58,7 @@ class HookContext:
     Attributes:
         connect_postgres: Opens a new autocommit connection; raises `psycopg.OperationalError`.
         connect_redis: Makes a new client with byte replies, no retries and timeouts of two seconds.
-        prefix: The key prefix, made of letters, digits, `_`, `.` and `-`.
+        prefix: What Redis keys begin with, made of letters, digits, `_`, `.`, `-` and `:`; one for each schema.
         identity: Unique for this database, Redis and prefix together; fit for a file name.
     """
 
@@ -65,6 +66,11 @@ class HookContext:
     connect_redis: Callable[[], redis.Redis]
     prefix: str
     identity: str
+
+
+def target_identity(conninfo: str, redis_url: str, prefix: str) -> str:
+    """Return a `HookContext.identity`: the same for the same addresses and prefix, and without credentials."""
+    return hashlib.sha256(f"{conninfo}\0{redis_url}\0{prefix}".encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

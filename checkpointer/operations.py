@@ -8,18 +8,20 @@ what that means.
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from langgraph.checkpoint.base import get_checkpoint_id
 from psycopg.types.json import Jsonb
 
+from checkpointer import checks
 from checkpointer.buffer.commands import BufferRead, Commands, pack_known
 from checkpointer.errors import (
     BufferUnavailableError,
     FlushIncompleteError,
     StoreUnavailableError,
-    UnsupportedServerError,
 )
+from checkpointer.events import CheckpointEvent
 from checkpointer.flush.barriers import flush_first
 from checkpointer.flush.session import check_partitions
 from checkpointer.merge import (
@@ -63,7 +65,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_MIN_POSTGRES = 15_00_00
 # LangGraph gives this to the saver only inside a run; without it the first put costs a round trip more, no more.
 _OF_A_RUN = "__pregel_runtime"
 
@@ -77,18 +78,27 @@ class Operations:
         options: The saver's settings.
         flusher: Has threads flushed.
         puts: Learns from reads what the puts that follow can use.
+        emit: Takes events.
     """
 
     def __init__(
-        self, commands: Commands, ledger: Ledger, options: BufferOptions, flusher: Flusher, puts: Puts
+        self,
+        commands: Commands,
+        ledger: Ledger,
+        options: BufferOptions,
+        flusher: Flusher,
+        puts: Puts,
+        emit: Callable[[CheckpointEvent], None],
     ) -> None:
         self._commands = commands
         self._ledger = ledger
         self._options = options
         self._flusher = flusher
         self._puts = puts
+        self._emit = emit
         self._store_checked = False
         self._buffer_checked = False
+        self._unsafe: set[str] = set()
 
     # -- the door ------------------------------------------------------------------------------------------------
 
@@ -97,71 +107,79 @@ class Operations:
 
         Raises:
             NotSetUpError: The tables are missing.
-            UnsupportedServerError: A server is too old.
-            ConfigurationError: The application has another number of partitions.
+            UnsupportedServerError: A server is too old, or cannot keep the guarantees.
+            ConfigurationError: The application has another number of partitions, or the schema is not in effect.
         """
+        if self._store_checked and self._buffer_checked:
+            return
+        clocks = checks.Clocks()
         if not self._store_checked:
             with contextlib.suppress(StoreUnavailableError):
-                row = (yield reads.ready())[0]
-                if row["version"] < _MIN_POSTGRES:
-                    raise UnsupportedServerError(
-                        f"Postgres {row['version'] // 10000} is too old: use PostgreSQL 15 or newer."
-                    )
-                if not row["tables"]:
-                    raise not_set_up(LookupError("the checkpoint tables"))
-                for stored in (yield reads.partitions(self._options.prefix)):
-                    check_partitions(self._options, stored["partitions"])
-                for row in (yield Query(*threads.floors(self._options.prefix))):
-                    self._ledger.saw("", 0, row["partition"], row["sequence"])
-                self._store_checked = True
+                yield from self._check_store(clocks, starting=False)
         if not self._buffer_checked:
             with contextlib.suppress(BufferUnavailableError):
-                yield from self.check_buffer()
+                yield from self._check_buffer(clocks, starting=False)
+        self._judge(checks.clock_findings(clocks), starting=False)
 
     def register(self) -> Generator[Step, Any, None]:
-        """Note in Postgres into how many partitions the threads are divided, and check both servers.
+        """Check both servers, and note in Postgres into how many partitions the threads are divided.
 
         Raises:
-            ConfigurationError: The application has another number of partitions.
-            UnsupportedServerError: A server is too old.
+            ConfigurationError: The application has another number of partitions, or the schema is not in effect.
+            UnsupportedServerError: A server is too old, or cannot keep the guarantees.
             TierUnavailableError: A server cannot be reached.
         """
+        clocks = checks.Clocks()
+        yield from self._check_store(clocks, starting=True)
         yield Job(lambda session: session.connection())
-        yield from self.ready()
-        yield from self.check_buffer()
-        self._check_acknowledgement((yield ServerInfo()))
+        yield from self._check_buffer(clocks, starting=True)
+        self._judge(checks.clock_findings(clocks), starting=True)
 
-    def _check_acknowledgement(self, info: Mapping[str, Any]) -> None:
-        """Check that Redis can acknowledge at the levels that are set.
+    def _check_store(self, clocks: checks.Clocks, *, starting: bool) -> Generator[Step, Any, None]:
+        asked = time.time()
+        row = (yield reads.ready())[0]
+        clocks.note("Postgres", row["clock"], asked, time.time())
+        schema = self._options.schema
+        self._judge(checks.postgres_findings(row, schema=schema), starting=starting)
+        if not row["tables"] or (schema is not None and row["tables_in"] != [schema]):
+            raise not_set_up(LookupError("the checkpoint tables"))
+        for stored in (yield reads.partitions(self._options.prefix)):
+            check_partitions(self._options, stored["partitions"])
+        for row in (yield Query(*threads.floors(self._options.prefix))):
+            self._ledger.saw("", 0, row["partition"], row["sequence"])
+        self._store_checked = True
 
-        Raises:
-            UnsupportedServerError: It cannot.
+    def _check_buffer(self, clocks: checks.Clocks, *, starting: bool) -> Generator[Step, Any, None]:
+        asked = time.time()
+        facts: checks.BufferFacts = yield ServerInfo()
+        if len(facts.nodes) == 1 and "server_time_usec" in facts.nodes[0]:
+            clocks.note("Redis", facts.nodes[0]["server_time_usec"] / 1e6, asked, time.time())
+        # What may pass is left to be checked another time.
+        self._buffer_checked = self._judge(checks.redis_findings(facts), starting=starting)
+        if starting:
+            levels = {self._options.ack, self._options.control_ack}
+            self._judge(checks.acknowledgement_findings(facts, levels, self._options.replicas), starting=starting)
+
+    def _judge(self, findings: Sequence[checks.Finding], *, starting: bool) -> bool:
+        """Refuse a server, or report once what is not as it should be.
+
+        Args:
+            findings: What was found.
+            starting: Refuse also what may pass; a saver in use rather goes on with the other server.
+
+        Returns:
+            Whether there was no error.
         """
-        levels = {self._options.ack, self._options.control_ack}
-        version = tuple(int(part) for part in str(info.get("redis_version", "0")).split(".")[:2])
-        if "fsynced" in levels and (version < (7, 2) or not info.get("aof_enabled")):
-            raise UnsupportedServerError(
-                "ack='fsynced' needs Redis 7.2 or Valkey with appendonly yes; this is Redis "
-                f"{info.get('redis_version')} with appendonly {'yes' if info.get('aof_enabled') else 'no'}."
-            )
-        if "replicated" in levels and int(info.get("connected_slaves", 0)) < self._options.replicas:
-            raise UnsupportedServerError(
-                f"ack='replicated' with replicas={self._options.replicas} needs as many connected replicas; this Redis "
-                f"has {info.get('connected_slaves', 0)}."
-            )
-
-    def check_buffer(self) -> Generator[Step, Any, None]:
-        """Check the version of Redis.
-
-        Raises:
-            UnsupportedServerError: It is too old.
-            BufferUnavailableError: It cannot be reached.
-        """
-        info = yield ServerInfo()
-        version = str(info.get("redis_version", "0"))
-        if int(version.split(".")[0]) < 7:
-            raise UnsupportedServerError(f"Redis {version} is too old: use Redis 7.0 or newer, or Valkey.")
-        self._buffer_checked = True
+        fine = True
+        for finding in findings:
+            if finding.level == "error":
+                if starting or finding.code not in checks.PASSING:
+                    raise checks.as_error(finding)
+                fine = False
+            if finding.level != "ok" and finding.code not in self._unsafe:
+                self._unsafe.add(finding.code)
+                self._emit(_unsafe(finding))
+        return fine
 
     # -- get_tuple -----------------------------------------------------------------------------------------------
 
@@ -438,6 +456,19 @@ class Operations:
         self._puts.forget(threads)
         wait = self._options.postgres_timeout
         yield Job(lambda session: work(session, self._flusher, *args, wait))
+
+
+def _unsafe(finding: checks.Finding) -> CheckpointEvent:
+    subject = finding.code.partition(".")[0]
+    return CheckpointEvent(
+        name="server.unsafe",
+        error_type="checkpoint_buffer_error" if subject == "redis" else "checkpoint_store_error",
+        severity="warning" if finding.level == "warning" else "error",
+        message=str(finding),
+        component="buffer" if subject == "redis" else "store",
+        operation="check",
+        context={"code": finding.code, "advice": finding.advice},
+    )
 
 
 def thread_ids(values: Any) -> list[str]:

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from checkpointer import search_path
 from checkpointer.errors import ConfigurationError
 from checkpointer.hooks import STANDARD_HOOKS
 from checkpointer.sanitize import NonFinite
@@ -34,6 +35,8 @@ class BufferOptions:
 
     Attributes:
         prefix: Begins every Redis key and names the application in Postgres; 1 to 64 of `A-Z a-z 0-9 _ . -`.
+        schema: The Postgres schema that all tables of this saver live in; `setup()` creates it. None: where the
+            connection's own search path leads. Each schema has a buffer of its own in Redis.
         partitions: Into how many parts the threads are divided; at most 4096. Kept in Postgres for the
             prefix by `setup()`: a saver with another number is refused.
         non_finite: What becomes of NaN and Infinity in a state: `null` stores None and reports the path,
@@ -69,6 +72,7 @@ class BufferOptions:
     """
 
     prefix: str = "checkpointer"
+    schema: str | None = None
     partitions: int = 32
     non_finite: NonFinite = "null"
     verify_reads: bool = True
@@ -96,6 +100,8 @@ class BufferOptions:
             raise ConfigurationError(
                 f"prefix={self.prefix!r}: use 1 to 64 letters, digits, '_', '.' or '-' (it begins every Redis key)."
             )
+        if self.schema is not None:
+            search_path.check_name(self.schema)
         self._one_of("non_finite", get_args(NonFinite))
         self._one_of("on_unverifiable", get_args(OnUnverifiable))
         self._one_of("ack", ACKS)
@@ -123,6 +129,11 @@ class BufferOptions:
         if isinstance(self.hooks, str):
             raise ConfigurationError(f"hooks={self.hooks!r}: use a tuple of entry-point names.")
         object.__setattr__(self, "hooks", tuple(self.hooks))
+
+    @property
+    def key_prefix(self) -> str:
+        """What every Redis key of this saver begins with: the prefix, and a mark of the schema if there is one."""
+        return search_path.key_prefix(self.prefix, self.schema)
 
     def _one_of(self, name: str, allowed: tuple[str, ...]) -> None:
         value = getattr(self, name)

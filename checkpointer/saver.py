@@ -182,21 +182,22 @@ class BufferedPostgresSaver(PostgresSaver):
         await self._core.aclose()
 
     def setup(self) -> None:
-        """Create the tables, if they are not there, and check both servers.
+        """Create the tables, and the schema if one is set, if they are not there, and check both servers.
 
-        Safe to call at every start, and from many processes at once.
+        Safe to call at every start, and from many processes at once. What weakens a promise without breaking it (no
+        append-only file, say) becomes an event `server.unsafe`.
 
         Raises:
             StoreUnavailableError: Postgres cannot be reached.
             BufferUnavailableError: Redis cannot be reached.
-            UnsupportedServerError: A server is too old.
+            UnsupportedServerError: A server is too old, or is set up in a way that cannot keep the guarantees.
             MigrationError: A migration failed.
-            ConfigurationError: The application has another number of partitions.
+            ConfigurationError: The application has another number of partitions, or the schema is not in effect.
         """
         self._core.check_open()
         try:
-            with self._core.postgres.dedicated(self._core.postgres.setup_limit) as conn:
-                schema.setup(conn)
+            with self._core.postgres.unchecked(self._core.postgres.setup_limit) as conn:
+                schema.setup(conn, schema=self.options.schema)
         except (psycopg.OperationalError, OSError) as exc:
             raise self._core.postgres_tier.unavailable(exc) from exc
         self._run(self._core.operations.register())
@@ -205,8 +206,8 @@ class BufferedPostgresSaver(PostgresSaver):
         """See `setup`."""
         self._core.check_open()
         try:
-            async with await self._core.postgres.adedicated(self._core.postgres.setup_limit) as conn:
-                await schema.asetup(conn)
+            async with await self._core.postgres.aunchecked(self._core.postgres.setup_limit) as conn:
+                await schema.asetup(conn, schema=self.options.schema)
         except (psycopg.OperationalError, OSError) as exc:
             raise self._core.postgres_tier.unavailable(exc) from exc
         await self._arun(self._core.operations.register())
@@ -496,6 +497,7 @@ class BufferedPostgresSaver(PostgresSaver):
             conn.transaction(),
             conn.cursor(binary=True, row_factory=dict_row) as cur,
         ):
+            self._core.postgres.verify(conn)
             yield cur
 
 

@@ -42,7 +42,7 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """Ask Redis for its `INFO`."""
+    """Ask Redis for its `INFO`; the answer is a `BufferFacts`."""
 
 
 Step = ScriptCall | Query | Job | Flushed | Pause | ServerInfo

@@ -76,6 +76,11 @@ class Table:
         connection.execute(statement.encode(), [json.dumps(rows, allow_nan=False)])
 
 
+def stream_key(prefix: str, table: Table) -> bytes:
+    """Return the key of the Redis stream in which a table's rows wait."""
+    return f"{prefix}:ev:{table.stream}".encode()
+
+
 @dataclass(frozen=True, slots=True)
 class _Waiting:
     """A row that took a worse way, and where it still is."""
@@ -179,7 +184,7 @@ class Outbox:
         self._spool.append(table.name, [json.dumps(values, allow_nan=False)])
 
     def _key(self, table: Table) -> bytes:
-        return f"{self._prefix}:ev:{table.stream}".encode()
+        return stream_key(self._prefix, table)
 
     def _insert(self, table: Table, rows: Sequence[Values]) -> None:
         """Insert rows; those that Postgres refuses are replaced by one that says so."""

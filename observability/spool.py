@@ -26,6 +26,26 @@ _PAGE_BYTES = 4_096
 _BUSY_SECONDS = 5.0
 
 
+def backlog() -> dict[Path, int | None]:
+    """Return how many rows wait in each file of this user, whatever its target; None for one that cannot be read."""
+    found: dict[Path, int | None] = {}
+    for path in sorted(_folder().glob("*.sqlite3")):
+        try:
+            with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=_BUSY_SECONDS)) as database:
+                [(found[path],)] = database.execute("SELECT count(*) FROM spool").fetchall()
+        except sqlite3.Error:
+            # A file without a table is one that has just been made.
+            found[path] = None if path.stat().st_size else 0
+    return found
+
+
+def _folder() -> Path:
+    if configured := os.environ.get("CHECKPOINTER_SPOOL_DIR"):
+        return Path(configured)
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "langgraph-checkpoint-buffered"
+
+
 class Spool:
     """Rows as text, in the order in which they came.
 
@@ -41,10 +61,7 @@ class Spool:
     @property
     def path(self) -> Path:
         """Where the file is or would be."""
-        if configured := os.environ.get("CHECKPOINTER_SPOOL_DIR"):
-            return Path(configured) / self._name
-        state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-        return Path(state) / "langgraph-checkpoint-buffered" / self._name
+        return _folder() / self._name
 
     def append(self, kind: str, rows: Sequence[str]) -> None:
         """Store rows.

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import redis
+from psycopg.conninfo import conninfo_to_dict
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from checkpointer.events import CheckpointEvent, Severity
 from checkpointer.hooks import HookContext, Hooks, renew_in_child
+from checkpointer.search_path import key_prefix, with_search_path
 from observability.errors import SYSTEM_ERRORS, SystemErrorStore
 from observability.links import PostgresLink, RedisLink
 from observability.logs import THREAD_LOGS, ThreadLog
@@ -141,7 +143,7 @@ class _Registry:
 
     def __init__(self) -> None:
         self._active: dict[HookContext, tuple[Observability, int]] = {}
-        self._from_environment: dict[tuple[str | None, str | None], Observability] = {}
+        self._from_environment: dict[tuple[str | None, ...], Observability] = {}
         self._renew()
         renew_in_child(self._renew)
 
@@ -169,7 +171,8 @@ class _Registry:
         with self._lock:
             if self._active:
                 return next(reversed(self._active.values()))[0]
-            addresses = os.environ.get("POSTGRES_URI"), os.environ.get("REDIS_URL")
+            names = ("POSTGRES_URI", "REDIS_URL", "CHECKPOINTER_SCHEMA")
+            addresses = tuple(os.environ.get(name) or None for name in names)
             if addresses not in self._from_environment:
                 self._from_environment[addresses] = _from_environment(*addresses)
             return self._from_environment[addresses]
@@ -202,24 +205,30 @@ def current() -> Observability:
     """Return the target that is meant if none is named.
 
     That is the one of the most recently opened saver that is not yet closed; without one, the one that
-    POSTGRES_URI and REDIS_URL name; without those, one that can only keep errors in the local spool file.
+    POSTGRES_URI, REDIS_URL and CHECKPOINTER_SCHEMA name; without those, one that can only keep errors in the local
+    spool file.
     """
     return _the_registry().current()
 
 
-def _from_environment(postgres_uri: str | None, redis_url: str | None) -> Observability:
+def _from_environment(postgres_uri: str | None, redis_url: str | None, schema: str | None) -> Observability:
     def connect_postgres() -> psycopg.Connection[Any]:
         if postgres_uri is None:
             raise psycopg.OperationalError("POSTGRES_URI is not set")
-        return psycopg.connect(postgres_uri, autocommit=True, connect_timeout=3)
+        settings: dict[str, Any] = {}
+        if schema is not None:
+            options = conninfo_to_dict(postgres_uri).get("options")
+            settings["options"] = with_search_path(None if options is None else str(options), schema)
+        return psycopg.connect(postgres_uri, autocommit=True, connect_timeout=3, **settings)
 
     def connect_redis() -> redis.Redis:
         if redis_url is None:
             raise redis.ConnectionError("REDIS_URL is not set")
         return redis.Redis.from_url(redis_url, socket_timeout=2, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0))
 
-    digest = hashlib.sha256(repr((postgres_uri, redis_url)).encode()).hexdigest()[:16]
-    observability = Observability(HookContext(connect_postgres, connect_redis, "checkpointer", f"env-{digest}"))
+    prefix = key_prefix("checkpointer", schema)
+    digest = hashlib.sha256(repr((postgres_uri, redis_url, *([schema] if schema else ()))).encode()).hexdigest()[:16]
+    observability = Observability(HookContext(connect_postgres, connect_redis, prefix, f"env-{digest}"))
     if postgres_uri is None:
         sys.stderr.write(
             safe_text(

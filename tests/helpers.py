@@ -8,10 +8,15 @@ import time
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
+from langgraph.checkpoint.base import empty_checkpoint
 from psycopg.conninfo import make_conninfo
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from langchain_core.runnables import RunnableConfig
+
+    from checkpointer import BufferedPostgresSaver
 
 T = TypeVar("T")
 
@@ -43,6 +48,19 @@ async def await_until(
         if time.monotonic() > deadline:
             raise AssertionError(f"After {timeout} s: {message} (last result: {result!r})")
         await asyncio.sleep(_INTERVAL)
+
+
+def put_one(
+    saver: BufferedPostgresSaver, thread_id: str, value: object = "value", run_id: str | None = None
+) -> RunnableConfig:
+    """Put a checkpoint whose channel `a` holds `[value]`, as the first of its thread, and return its config."""
+    checkpoint = empty_checkpoint()
+    versions = {"a": checkpoint["id"]}
+    checkpoint["channel_values"] = {"a": [value]}
+    checkpoint["channel_versions"] = {**versions}
+    config: RunnableConfig = {"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}
+    metadata = {"source": "input", "step": -1, "parents": {}} | ({"run_id": run_id} if run_id else {})
+    return saver.put(config, checkpoint, metadata, {**versions})  # type: ignore[arg-type]
 
 
 def with_database(uri: str, name: str) -> str:

@@ -28,6 +28,7 @@ from checkpointer import (
     UnsupportedServerError,
     WrongLoopError,
 )
+from checkpointer.checks import BufferFacts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -254,7 +255,7 @@ def test_a_put_before_setup_is_refused_and_writes_nothing(postgres_uri: str, red
 
 async def test_an_old_server_is_refused(postgres_uri: str, redis_url: str, prefix: str) -> None:
     saver = BufferedPostgresSaver.from_conn_string(postgres_uri, redis_url=redis_url, prefix=prefix, **OPTIONS)
-    saver._core.redis.ainfo = lambda: asyncio.sleep(0, {"redis_version": "6.2.1"})
+    saver._core.redis.ainfo = lambda: asyncio.sleep(0, BufferFacts([{"redis_version": "6.2.1"}]))
     with pytest.raises(UnsupportedServerError, match=r"Redis 6\.2\.1 is too old"):
         await saver.asetup()
     await saver.aclose()

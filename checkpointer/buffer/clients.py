@@ -15,9 +15,10 @@ from urllib.parse import urlsplit
 import redis
 import redis.asyncio
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoPermissionError, NoScriptError, RedisError, ResponseError
 from redis.retry import Retry
 
+from checkpointer.checks import BufferFacts
 from checkpointer.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 SyncRedis = redis.Redis | redis.RedisCluster
 AsyncRedis = redis.asyncio.Redis | redis.asyncio.RedisCluster
 
+_PRIMARIES = {"target_nodes": "primaries"}
 _FAILURES = (RedisError, OSError, asyncio.TimeoutError)
 
 # What of a client's connection settings its twin in the other world understands.
@@ -209,27 +211,30 @@ class RedisSide:
         self._tier.succeeded(begun)
         return reply
 
-    def info(self) -> dict[str, Any]:
-        """Return the server's `INFO`.
+    def info(self) -> BufferFacts:
+        """Return what `INFO` says, of a cluster that of every primary.
 
         Raises:
             BufferUnavailableError: Redis cannot be reached.
         """
         self._tier.check()
+        client = self.client()
         try:
-            reply = self.client().info()
+            return ask_info(client)
         except _FAILURES as exc:
             raise self._tier.failed(exc) from exc
-        return _info(reply)
 
-    async def ainfo(self) -> dict[str, Any]:
+    async def ainfo(self) -> BufferFacts:
         """See `info`."""
         self._tier.check()
+        client = self.aclient()
+        clustered = isinstance(client, redis.asyncio.RedisCluster)
         try:
-            reply = await self.aclient().info()
+            return _facts(await client.info(**(_PRIMARIES if clustered else {})), clustered)
         except _FAILURES as exc:
+            if _is_denied(exc):
+                return BufferFacts((), clustered)
             raise self._tier.failed(exc) from exc
-        return _info(reply)
 
     def close(self) -> None:
         """Close the synchronous client, if it was made here."""
@@ -301,10 +306,26 @@ def run_pipeline(client: SyncRedis, calls: list[ScriptCall]) -> list[Any]:
     raise AssertionError("the second attempt returns or raises")
 
 
-def _info(reply: Any) -> dict[str, Any]:
-    # A cluster client answers by node.
-    first = next(iter(reply.values()), None)
-    return dict(first if isinstance(first, dict) else reply)
+def ask_info(client: SyncRedis) -> BufferFacts:
+    """Return what `INFO` says; nothing if an access list denies it."""
+    clustered = isinstance(client, redis.RedisCluster)
+    try:
+        return _facts(client.info(**(_PRIMARIES if clustered else {})), clustered)
+    except ResponseError as exc:
+        if _is_denied(exc):
+            return BufferFacts((), clustered)
+        raise
+
+
+def _is_denied(exc: BaseException) -> bool:
+    # A command can also be taken away by renaming it.
+    return isinstance(exc, NoPermissionError) or "unknown command" in str(exc)
+
+
+def _facts(reply: Any, clustered: bool) -> BufferFacts:
+    # A cluster client answers by node, if there are several.
+    by_node = all(isinstance(value, dict) for value in reply.values())
+    return BufferFacts(tuple(reply.values()) if by_node else (reply,), clustered)
 
 
 def _settings(client: SyncRedis | AsyncRedis) -> dict[str, Any]:

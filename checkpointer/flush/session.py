@@ -19,7 +19,8 @@ from redis.exceptions import RedisError
 
 from checkpointer.buffer.clients import run_pipeline
 from checkpointer.buffer.commands import DirtyBlob, DirtyCheckpoint, DirtyRecord, Drained, Undecodable, decode_record
-from checkpointer.errors import CheckpointerError, ConfigurationError
+from checkpointer.checks import as_error, partition_findings
+from checkpointer.errors import CheckpointerError
 from checkpointer.flush import poison, tombstones
 from checkpointer.records import Address
 from checkpointer.store import threads
@@ -668,11 +669,8 @@ def check_partitions(options: BufferOptions, stored: int) -> None:
     Raises:
         ConfigurationError: The numbers differ.
     """
-    if stored != options.partitions:
-        raise ConfigurationError(
-            f"partitions={options.partitions}, but the threads of prefix {options.prefix!r} are divided into {stored}: "
-            f"use partitions={stored}, or another prefix."
-        )
+    for finding in partition_findings(options.prefix, options.partitions, stored):
+        raise as_error(finding)
 
 
 def add_record(batch: Batch, thread_id: str, record: DirtyRecord | Undecodable, *, older: bool = False) -> None:

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg import AsyncConnection, Connection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.rows import DictRow, dict_row
+from psycopg.rows import DictRow, dict_row, tuple_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
-from checkpointer.errors import ConfigurationError, NotSetUpError
+from checkpointer import search_path
+from checkpointer.checks import check_schema
+from checkpointer.errors import CheckpointerError, ConfigurationError, NotSetUpError
 from checkpointer.store.deadline import Limit, LimitedAsyncConnection, LimitedConnection, NoAnswerError, limited
 
 if TYPE_CHECKING:
@@ -66,6 +68,7 @@ class PostgresSide:
         query_timeout: Seconds that a statement may go without an answer.
         pool_size: The most connections of a pool made here.
         tier: Learns from every call whether the server is there.
+        schema: Made the search path of every connection that is opened here, and required of the user's pools.
     """
 
     def __init__(
@@ -77,12 +80,16 @@ class PostgresSide:
         query_timeout: float,
         pool_size: int,
         tier: Tier,
+        schema: str | None = None,
     ) -> None:
         self._tier = tier
         self._limit = Limit(query_timeout)
         # Work may be slow, so a silent server is asked before it is given up; an index is built for hours.
         self.work_limit = Limit(query_timeout, self._answers, _LONGEST_SILENCE)
         self.setup_limit = Limit(query_timeout, self._answers)
+        self._schema = schema
+        # Pools of which a connection was seen to work in the schema.
+        self._verified: weakref.WeakSet[SyncPool | AsyncPool] = weakref.WeakSet()
         self._timeout = timeout
         self._size = pool_size
         self._lock = threading.Lock()
@@ -117,6 +124,9 @@ class PostgresSide:
             )
         self._kwargs["autocommit"] = True
         self._kwargs.setdefault("connect_timeout", max(2, round(timeout)))
+        if schema is not None:
+            given_options = self._kwargs.get("options", conninfo_to_dict(self._conninfo).get("options"))
+            self._kwargs["options"] = search_path.with_search_path(given_options, schema)
         self._pool = self._given_pool
         self._by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncPool] = weakref.WeakKeyDictionary()
 
@@ -125,22 +135,84 @@ class PostgresSide:
         """The connection string."""
         return self._conninfo
 
-    def dedicated(self, limit: Limit | None = None) -> LimitedConnection[DictRow]:
-        """Open a connection of its own (autocommit, rows as dicts); the caller closes it."""
-        conn = LimitedConnection[DictRow].connect(self._conninfo, row_factory=dict_row, **self._kwargs)
+    def unchecked(self, limit: Limit | None = None) -> LimitedConnection[DictRow]:
+        """Open a connection of its own (autocommit, rows as dicts), whose schema need not exist yet.
+
+        Raises:
+            ConfigurationError: A pooler does not let the schema be chosen.
+        """
+        try:
+            conn = LimitedConnection[DictRow].connect(self._conninfo, row_factory=dict_row, **self._kwargs)
+        except psycopg.OperationalError as exc:
+            self._check_refusal(exc)
+            raise
         conn.limit = limit
         return conn
 
-    async def adedicated(self, limit: Limit | None = None) -> LimitedAsyncConnection[DictRow]:
-        """Open an asynchronous connection of its own; the caller closes it."""
-        conn = await LimitedAsyncConnection[DictRow].connect(self._conninfo, row_factory=dict_row, **self._kwargs)
+    async def aunchecked(self, limit: Limit | None = None) -> LimitedAsyncConnection[DictRow]:
+        """See `unchecked`."""
+        try:
+            conn = await LimitedAsyncConnection[DictRow].connect(self._conninfo, row_factory=dict_row, **self._kwargs)
+        except psycopg.OperationalError as exc:
+            self._check_refusal(exc)
+            raise
         conn.limit = limit
         return conn
+
+    def _check_refusal(self, exc: psycopg.OperationalError) -> None:
+        if self._schema is not None and "unsupported startup parameter" in str(exc):
+            raise ConfigurationError(
+                f"A pooler refuses the connection option that schema={self._schema!r} needs. Let it ignore the option "
+                "(pgbouncer: ignore_startup_parameters = options) and run ALTER ROLE ... IN DATABASE ... SET "
+                "search_path = ..., or give the server's own address."
+            ) from exc
+
+    def dedicated(self, limit: Limit | None = None) -> LimitedConnection[DictRow]:
+        """Open a connection of its own (autocommit, rows as dicts); the caller closes it.
+
+        Raises:
+            ConfigurationError: It does not work in the schema.
+        """
+        conn = self.unchecked(limit)
+        try:
+            self.verify(conn)
+        except BaseException:
+            conn.close()
+            raise
+        return conn
+
+    def verify(self, conn: Connection[Any]) -> None:
+        """Check that a connection works in the schema.
+
+        Raises:
+            ConfigurationError: It does not.
+        """
+        if self._schema is not None:
+            row = conn.cursor(row_factory=tuple_row).execute("SELECT current_schema()").fetchone()
+            check_schema(self._schema, row[0] if row else None)
+
+    async def averify(self, conn: AsyncConnection[Any]) -> None:
+        """See `verify`."""
+        if self._schema is not None:
+            cur = await conn.cursor(row_factory=tuple_row).execute("SELECT current_schema()")
+            row = await cur.fetchone()
+            check_schema(self._schema, row[0] if row else None)
 
     def _answers(self) -> bool:
         """Ask the server something on a new connection."""
-        with self.dedicated(self._limit) as conn:
+        with self.unchecked(self._limit) as conn:
             return conn.execute("SELECT 1").fetchone() is not None
+
+    def for_hook(self) -> Connection[DictRow]:
+        """Open a connection for a hook.
+
+        Raises:
+            psycopg.OperationalError: There is none to be had, whatever the reason.
+        """
+        try:
+            return self.dedicated()
+        except CheckpointerError as exc:
+            raise psycopg.OperationalError(str(exc)) from exc
 
     def _pool_settings(self) -> dict[str, Any]:
         return {
@@ -189,6 +261,7 @@ class PostgresSide:
         Raises:
             StoreUnavailableError: Postgres cannot be reached.
             NotSetUpError: The tables are missing.
+            ConfigurationError: The pool's connections do not work in the schema.
         """
         limit = self.work_limit if patient else self._limit
         begun = self._tier.check()
@@ -201,6 +274,9 @@ class PostgresSide:
                     limited(conn, limit),
                     conn.cursor(binary=True, row_factory=dict_row) as cur,
                 ):
+                    if self._schema is not None and pool not in self._verified:
+                        self.verify(conn)
+                        self._verified.add(pool)
                     rows = cur.execute(query.encode(), params).fetchall()
                     if not conn.autocommit:
                         conn.commit()
@@ -226,6 +302,9 @@ class PostgresSide:
             try:
                 async with pool.connection(self._timeout) as conn:
                     with limited(conn, limit):
+                        if self._schema is not None and pool not in self._verified:
+                            await self.averify(conn)
+                            self._verified.add(pool)
                         async with conn.cursor(binary=True, row_factory=dict_row) as cur:
                             rows = await (await cur.execute(query.encode(), params)).fetchall()
                         if not conn.autocommit:

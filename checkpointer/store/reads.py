@@ -48,7 +48,16 @@ SELECT current_setting('server_version_num')::int AS version,
     to_regclass('checkpoints') IS NOT NULL
     AND to_regclass('checkpoint_writes') IS NOT NULL
     AND to_regclass('checkpoint_buffer_threads') IS NOT NULL
-    AND to_regclass('checkpoint_dead_letters') IS NOT NULL AS tables
+    AND to_regclass('checkpoint_dead_letters') IS NOT NULL AS tables,
+    current_schema()::text AS schema,
+    ARRAY(SELECT DISTINCT n.nspname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+          WHERE c.oid IN (to_regclass('checkpoints'), to_regclass('checkpoint_buffer_threads'))) AS tables_in,
+    pg_is_in_recovery() AS standby,
+    current_setting('default_transaction_read_only') AS read_only,
+    current_setting('fsync') AS fsync,
+    current_setting('full_page_writes') AS full_page_writes,
+    current_setting('synchronous_commit') AS synchronous_commit,
+    extract(epoch FROM clock_timestamp())::float8 AS clock
 """
 
 # Whether something of the thread went straight to Postgres that is newer than what Redis may have of it.
@@ -122,7 +131,7 @@ WHERE thread_id = %s AND checkpoint_id = ANY(%s) AND channel = '{TASKS}'
 
 
 def ready() -> Query:
-    """Ask for the server's version and whether the tables are there."""
+    """Ask whether the tables are there, and for what `checks.postgres_findings` judges."""
     return Query(_READY)
 
 

@@ -25,6 +25,7 @@ from langgraph.checkpoint.postgres.base import MIGRATIONS
 from psycopg import sql
 from psycopg.rows import tuple_row
 
+from checkpointer.checks import check_schema
 from checkpointer.errors import ConfigurationError, MigrationError, UnsupportedServerError
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ _LOCK_KEY = "hashtextextended('checkpointer_migrations ' || coalesce(current_sch
 _TRY_LOCK = f"SELECT pg_try_advisory_lock({_LOCK_KEY})"
 _UNLOCK = f"SELECT pg_advisory_unlock({_LOCK_KEY})"
 
+_SCHEMA_EXISTS = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = %s)"
 _SERVER_VERSION = "SELECT current_setting('server_version_num')::int, current_setting('server_version')"
 _TABLES = "SELECT to_regclass('checkpoint_migrations'), to_regclass('checkpointer_migrations')"
 _STOCK_VERSION = "SELECT max(v) FROM checkpoint_migrations"
@@ -145,10 +147,12 @@ def _plan_pending(files: tuple[_File, ...]) -> Plan[_Pending]:
     return _Pending(range(done + 1, len(MIGRATIONS)), left)
 
 
-def _plan_setup(files: tuple[_File, ...], lock_seconds: float) -> Plan[list[str]]:
+def _plan_setup(files: tuple[_File, ...], lock_seconds: float, schema: str | None) -> Plan[list[str]]:
     [(number, version)] = yield _Query(_SERVER_VERSION)
     if number < _MINIMUM_SERVER:
         raise UnsupportedServerError(f"PostgreSQL {_MINIMUM_SERVER // 10_000} or later is needed; this is {version}.")
+    if schema is not None:
+        yield from _plan_schema(schema)
     # An up-to-date database needs neither the lock nor the right to create tables.
     todo = yield from _plan_pending(files)
     if not todo.names:
@@ -164,6 +168,24 @@ def _plan_setup(files: tuple[_File, ...], lock_seconds: float) -> Plan[list[str]
         with contextlib.suppress(psycopg.Error):
             yield _Query(_UNLOCK)
     return todo.names
+
+
+def _plan_schema(schema: str) -> Plan[None]:
+    """Create the schema if it is missing, and see that it is the one that tables are made in."""
+    [(exists,)] = yield _Query(_SCHEMA_EXISTS, (schema,))
+    if not exists:
+        create = sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema))
+        try:
+            yield _Query(create)
+        except (psycopg.errors.DuplicateSchema, psycopg.errors.UniqueViolation):
+            pass  # another process was faster
+        except psycopg.errors.InsufficientPrivilege as exc:
+            raise MigrationError(
+                f"The schema {schema!r} is missing and this user may not create it: have an administrator run "
+                f"{create.as_string()} AUTHORIZATION <this user>."
+            ) from exc
+    [(current,)] = yield _Query("SELECT current_schema()::text")
+    check_schema(schema, current)
 
 
 def _plan_lock(lock_seconds: float) -> Plan[None]:
@@ -257,31 +279,37 @@ def _require_autocommit(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[
         )
 
 
-def setup(conn: psycopg.Connection[Any], *, lock_seconds: float = _LOCK_SECONDS) -> list[str]:
+def setup(
+    conn: psycopg.Connection[Any], *, schema: str | None = None, lock_seconds: float = _LOCK_SECONDS
+) -> list[str]:
     """Apply what is pending; safe to call from many processes at once, and again at any time.
 
     The tables are made in the first schema of the connection's search path.
 
     Args:
         conn: An autocommit connection to the server itself or through a pooler in session mode.
+        schema: Created if it is missing; the search path of the connection has to lead there.
         lock_seconds: How long to wait for another process that is migrating.
 
     Returns:
         The names of what was applied; empty if nothing was pending.
 
     Raises:
-        ConfigurationError: The connection is not in autocommit mode.
-        MigrationError: A migration failed, an applied file was changed, or another process kept the lock.
+        ConfigurationError: The connection is not in autocommit mode, or does not work in the schema.
+        MigrationError: A migration failed, an applied file was changed, another process kept the lock, or the schema
+            is missing and may not be created.
         UnsupportedServerError: The server is older than PostgreSQL 15.
     """
     _require_autocommit(conn)
-    return _run(conn, _plan_setup(_files(), lock_seconds))
+    return _run(conn, _plan_setup(_files(), lock_seconds, schema))
 
 
-async def asetup(conn: psycopg.AsyncConnection[Any], *, lock_seconds: float = _LOCK_SECONDS) -> list[str]:
+async def asetup(
+    conn: psycopg.AsyncConnection[Any], *, schema: str | None = None, lock_seconds: float = _LOCK_SECONDS
+) -> list[str]:
     """As `setup`, on an asynchronous connection."""
     _require_autocommit(conn)
-    return await _arun(conn, _plan_setup(_files(), lock_seconds))
+    return await _arun(conn, _plan_setup(_files(), lock_seconds, schema))
 
 
 def pending(conn: psycopg.Connection[Any]) -> list[str]:
