@@ -202,9 +202,9 @@ def test_a_redis_that_was_emptied_is_told(
 def test_a_user_of_redis_who_may_not_run_the_scripts_is_told(
     saver: BufferedPostgresSaver, postgres_uri: str, redis_url: str, prefix: str
 ) -> None:
-    limits = {
-        "scripts": {"keys": ["*"], "commands": ["-@scripting"]},
-        "keys": {"keys": ["elsewhere:*"], "commands": []},
+    limits: dict[str, dict[str, Any]] = {
+        "scripts": {"keys": ["*"], "categories": ["+@all", "-@scripting"]},
+        "keys": {"keys": ["elsewhere:*"], "categories": ["+@all"]},
     }
     with redis.Redis.from_url(redis_url) as client:
         for name, limit in limits.items():

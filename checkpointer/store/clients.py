@@ -32,7 +32,8 @@ SyncPool = ConnectionPool[Connection[DictRow]]
 AsyncPool = AsyncConnectionPool[AsyncConnection[DictRow]]
 Given = Connection[Any] | ConnectionPool[Any] | AsyncConnectionPool[Any] | AsyncConnection[Any]
 
-_DOWN = (psycopg.OperationalError, psycopg.InterfaceError, OSError)
+# A server that takes no writes (a fail-over, a full disk at some providers) is as good as none for those who write.
+_DOWN = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.ReadOnlySqlTransaction, OSError)
 _NO_POINT_IN_RETRYING = (PoolTimeout, PoolClosed, TooManyRequests, NoAnswerError)
 
 # A connection that is silent for so long while the server answers others was cut off by something between.
