@@ -579,7 +579,8 @@ def _secrets(postgres_uri: str | None, redis_url: str | None) -> list[str]:
     for url in (postgres_uri, redis_url):
         with contextlib.suppress(ValueError):
             parts = urlsplit(url or "")
-            found |= {parts.password or "", *parse_qs(parts.query).get("password", ())}
+            # Of a password with an @ that is not encoded, libpq takes the rest for the host, and names it.
+            found |= {*(parts.password or "").split("@"), *parse_qs(parts.query).get("password", ())}
     found |= {unquote(secret) for secret in found}
     return sorted(filter(None, found), key=len, reverse=True)
 

@@ -297,6 +297,7 @@ def test_a_server_that_stops_in_the_middle_is_let_go_with_what_it_had_said(
         ("postgresql://me:ses%ame@host/db", "postgres.address"),
         ("postgresql://me:sesame@127.0.0.1:99999/db", "postgres.unreachable"),
         ("host=127.0.0.1 port=1 password=sesame dbname=x", "postgres.unreachable"),
+        ("postgresql://me:open@sesame@127.0.0.1:1/db", "postgres.unreachable"),
     ],
 )
 def test_a_garbage_address_of_postgres_is_told_without_its_password(postgres: str | None, code: str) -> None:
