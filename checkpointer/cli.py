@@ -13,6 +13,7 @@ Exit codes: 0 done; 1 it failed, with one line on standard error, or a check fou
 # look up there what the annotations of the commands refer to.
 
 import contextlib
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -31,6 +32,7 @@ from checkpointer.flush import abandon
 from checkpointer.hooks import HookContext, Hooks, load_hook
 from checkpointer.options import BufferOptions
 from checkpointer.store import schema
+from checkpointer.worker import Worker
 from observability import backlog, queries
 
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ def _app() -> "typer.Typer":
     import typer
 
     app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+    defaults = BufferOptions()
     postgres_option = typer.Option(envvar="POSTGRES_URI", help="Where Postgres is.", show_default=False)
     redis_option = typer.Option(envvar="REDIS_URL", help="Where Redis is.", show_default=False)
     schema_option = typer.Option("--schema", envvar="CHECKPOINTER_SCHEMA", help="The saver's schema in Postgres.")
@@ -79,6 +82,15 @@ def _app() -> "typer.Typer":
     partitions_option = typer.Option(help="The saver's number of partitions.")
     strict_option = typer.Option("--strict", help="Exit with 1 also if there are only warnings.")
     timeout_option = typer.Option(help="Seconds to wait for each server.", min=0.1)
+    noted_partitions_option = typer.Option(
+        help="The application's number of partitions.", show_default="what Postgres has noted for the prefix, or 32"
+    )
+    concurrency_option = typer.Option(help="How many threads flush, each with a connection to Postgres of its own.")
+    age_option = typer.Option(help="Flush what has waited for so many seconds.")
+    drain_option = typer.Option(help="For how many seconds to drain at the end.")
+    http_option = typer.Option(
+        metavar="HOST:PORT", help="Where to answer /healthz, /readyz and /metrics.", show_default="nowhere"
+    )
 
     @app.callback()
     def about() -> None:
@@ -184,6 +196,42 @@ def _app() -> "typer.Typer":
         if not report or (strict and report.level != "ok"):
             raise typer.Exit(1)
 
+    @app.command()
+    def worker(
+        postgres_uri: Annotated[str | None, postgres_option] = None,
+        redis_url: Annotated[str | None, redis_option] = None,
+        prefix: Annotated[str, prefix_option] = defaults.prefix,
+        partitions: Annotated[int | None, noted_partitions_option] = None,
+        concurrency: Annotated[int, concurrency_option] = 4,
+        flush_age: Annotated[float, age_option] = defaults.flush_age,
+        drain_timeout: Annotated[float, drain_option] = 30.0,
+        http: Annotated[str | None, http_option] = None,
+        in_schema: Annotated[str | None, schema_option] = None,
+    ) -> None:
+        """Flush what all applications with this prefix have buffered, until SIGTERM or SIGINT.
+
+        Then it drains: 0 is the exit code if all that was buffered is in Postgres, 1 if something had to stay in Redis.
+        Run as many as you like; a second signal ends one at once, and nothing is lost by that.
+        """
+        _check_uri(postgres_uri)
+        if not redis_url:
+            raise ConfigurationError("Say where Redis is: set REDIS_URL or pass --redis-url.")
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+        report = Worker(
+            postgres_uri or "",
+            redis_url,
+            partitions=partitions,
+            concurrency=concurrency,
+            drain_timeout=drain_timeout,
+            http=http,
+            prefix=prefix,
+            flush_age=flush_age,
+            schema=in_schema or None,
+        ).run()
+        if not report:
+            _fail(str(report), 1)
+        typer.echo(str(report))
+
     app.add_typer(cli_dead_letters.make_app(_connect, _print_table), name="dead-letters")
     return app
 
@@ -224,6 +272,21 @@ def _print_report(report: examination.Report) -> None:
     sys.stdout.write(f"{counts['error']} errors, {counts['warning']} warnings.\n")
 
 
+def _check_uri(uri: str | None) -> dict[str, Any]:
+    """Return the parts of a connection string.
+
+    Raises:
+        ConfigurationError: There is none, or it cannot be read.
+    """
+    if not uri:
+        raise ConfigurationError("Say where Postgres is: set POSTGRES_URI or pass --postgres-uri.")
+    try:
+        return conninfo_to_dict(uri)
+    except psycopg.ProgrammingError:
+        # Without the parser's words and as cause: they quote the URI, which can hold a password.
+        raise ConfigurationError("POSTGRES_URI or --postgres-uri is not a valid connection string.") from None
+
+
 @contextlib.contextmanager
 def _reporting(postgres_uri: str, prefix: str, schema: str | None) -> Iterator[Callable[[CheckpointEvent], None]]:
     """Report events to the thread's log and the table of errors."""
@@ -255,15 +318,10 @@ def _connect(uri: str | None, schema: str | None = None) -> Iterator[psycopg.Con
         NotSetUpError: What is done with the connection met a missing table.
         StoreUnavailableError: The server did not answer or let nobody in.
     """
-    if not uri:
-        raise ConfigurationError("Say where Postgres is: set POSTGRES_URI or pass --postgres-uri.")
+    _check_uri(uri)
     try:
-        settings = _settings(uri, schema)
-    except psycopg.ProgrammingError:
-        # Without the parser's words and as cause: they quote the URI, which can hold a password.
-        raise ConfigurationError("POSTGRES_URI or --postgres-uri is not a valid connection string.") from None
-    try:
-        conn = psycopg.connect(uri, autocommit=True, **settings)
+        settings = _settings(uri or "", schema)
+        conn = psycopg.connect(uri or "", autocommit=True, **settings)
     except psycopg.OperationalError as exc:
         raise StoreUnavailableError(f"Postgres cannot be reached: {exc}") from exc
     with conn:

@@ -25,6 +25,8 @@ from checkpointer.tiers import Tier
 from checkpointer.watermarks import WaterMarks
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from psycopg_pool import AsyncConnectionPool
 
     from checkpointer.options import BufferOptions
@@ -67,9 +69,8 @@ class Core:
         self.redis = RedisSide(tier=self.redis_tier, timeout=options.redis_timeout, **given)
         self.commands = Commands(KeyLayout(options.key_prefix, options.partitions), options.clean_ttl)
         self.ledger = Ledger()
-        session = Session(self.redis, self.postgres, self.commands, options, self.redis_tier, self.postgres_tier)
         self.marks = WaterMarks(options, emit)
-        self.flusher = Flusher(session, self.ledger, options, emit, self.marks)
+        self.flusher = self.make_flusher()
         puts = Puts(
             self.commands,
             self.ledger,
@@ -94,6 +95,16 @@ class Core:
         for name in options.hooks:
             self.hooks.add(load_hook(name, context), name=name)
         renew_in_child(self.forget)
+
+    def make_session(self, share: Iterable[int] | None = None) -> Session:
+        """Make connections for one more background thread, which closes them."""
+        return Session(
+            self.redis, self.postgres, self.commands, self.options, self.redis_tier, self.postgres_tier, share
+        )
+
+    def make_flusher(self, share: Iterable[int] | None = None) -> Flusher:
+        """Make a flusher, for some of the partitions or for all; whoever makes a further one closes it."""
+        return Flusher(self.make_session(share), self.ledger, self.options, self.hooks.emit, self.marks)
 
     def check_open(self) -> None:
         """Refuse to work after closing.

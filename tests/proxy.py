@@ -1,4 +1,6 @@
-"""A small TCP proxy between a client and a server: counts round trips, cuts connections, or lets them go silent."""
+"""A small TCP proxy between a client and a server: counts round trips, cuts connections, lets them go silent, or
+holds single messages back.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,39 @@ from urllib.parse import urlsplit, urlunsplit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+class Hold:
+    """Holds back the first message of a client that has a token in it, or the reply to that message.
+
+    Attributes:
+        taken: Set once the message is held.
+        gone: Set once it was released and sent on.
+    """
+
+    def __init__(self, token: bytes, *, reply: bool) -> None:
+        self._token = token
+        self._reply = reply
+        self._connection: object = None
+        self._released = threading.Event()
+        self.taken = threading.Event()
+        self.gone = threading.Event()
+
+    def pass_by(self, data: bytes, speaker: str, connection: object) -> bool:
+        """Return when the message may go on: whether it was held."""
+        if speaker == "client" and self._connection is None and self._token in data:
+            self._connection = connection
+            if self._reply:
+                return False
+        elif not (self._reply and speaker == "server" and self._connection is connection):
+            return False
+        self.taken.set()
+        self._released.wait()
+        return True
+
+    def release(self) -> None:
+        """Let everything pass from now on."""
+        self._released.set()
 
 
 class Proxy:
@@ -27,6 +62,7 @@ class Proxy:
         self._sockets: set[socket.socket] = set()
         self._silent: set[socket.socket] = set()
         self._refusing = False
+        self._hold: Hold | None = None
         self.turns = 0
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -61,7 +97,10 @@ class Proxy:
                     if speaker == "client" and last[0] == "server":
                         self.turns += 1
                     last[0] = speaker
+                held = (hold := self._hold) is not None and hold.pass_by(data, speaker, last)
                 sink.sendall(data)
+                if held and hold is not None:
+                    hold.gone.set()
         for end in (source, sink):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
@@ -91,7 +130,14 @@ class Proxy:
         """Take connections again."""
         self._refusing = False
 
+    def hold(self, token: bytes, *, reply: bool) -> Hold:
+        """Hold the next message that has this token in it, or the reply to it; one at a time."""
+        self._hold = Hold(token, reply=reply)
+        return self._hold
+
     def close(self) -> None:
+        if self._hold is not None:
+            self._hold.release()
         self._listener.close()
         self.cut()
 

@@ -34,6 +34,7 @@ from checkpointer import (
 from checkpointer.buffer.keys import KeyLayout
 from checkpointer.doctor import diagnose
 from checkpointer.options import BufferOptions
+from checkpointer.worker import Worker
 from observability import target
 
 if TYPE_CHECKING:
@@ -437,3 +438,13 @@ async def test_reports_without_a_saver_go_to_the_schema_of_the_environment(
     target.current().close()
     with psycopg.connect(postgres_uri) as conn:
         assert conn.execute("SELECT error_type FROM tenant.system_errors").fetchall() == [("mine",)]
+
+
+def test_a_worker_flushes_the_tenant_that_it_is_for(tenants: Pair, postgres_uri: str, redis_url: str) -> None:
+    for saver in tenants:
+        put_one(saver, "t", "waits")
+    a, b = tenants
+    with Worker(postgres_uri, redis_url, prefix=b.options.prefix, schema=b.options.schema, hooks=()) as worker:
+        assert worker.stop()
+    assert b.flush().checkpoints == 0
+    assert a.flush().checkpoints == 1

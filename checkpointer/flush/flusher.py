@@ -8,6 +8,7 @@ nothing is dropped. Synchronous and asynchronous callers hand it *jobs* and wait
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import threading
 import time
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from checkpointer.flush.ledger import Debt, Ledger, Owed
+    from checkpointer.flush.report import FlushTotals
     from checkpointer.options import BufferOptions
     from checkpointer.watermarks import WaterMarks
 
@@ -94,6 +96,7 @@ class Flusher:
         # The dead letters that this process has told of, by thread.
         self._told: dict[str, int] = {}
         self._listening = False
+        self._busy_since: float | None = None
 
     # -- from any thread -----------------------------------------------------------------------------------------
 
@@ -108,6 +111,18 @@ class Flusher:
                 if "run_end" in self._options.triggers:
                     self._listening = True
                     run_end.handler().add(self)
+
+    @property
+    def totals(self) -> FlushTotals:
+        """What was flushed so far."""
+        return self._session.totals
+
+    def stalled_for(self) -> float:
+        """Return for how many seconds the thread has been at work without finishing a batch; infinite if it ended."""
+        thread, busy_since = self._thread, self._busy_since
+        if thread is None or not thread.is_alive():
+            return math.inf
+        return 0.0 if busy_since is None else time.monotonic() - max(busy_since, self.totals.progress_at)
 
     def submit(self, work: Callable[[Session], T]) -> Future[T]:
         """Have work done in the flusher's thread, in turn.
@@ -174,7 +189,9 @@ class Flusher:
             self._cond.notify_all()
             thread, self._thread = self._thread, None
         if thread is not None and thread is not threading.current_thread():
-            thread.join(max(0.5, deadline - time.monotonic()))
+            thread.join(max(0.0, deadline - time.monotonic()))
+            self._session.interrupt()
+            thread.join(0.5)
             self._session.give_up()
             thread.join(0.5)
         for job in self._jobs:
@@ -214,6 +231,7 @@ class Flusher:
                     break
                 job = self._jobs.popleft() if self._jobs else None
                 waiters, self._waiters = self._waiters, {}
+            self._busy_since = time.monotonic()
             if waiters:
                 self._flush_for(waiters)
             if job is None:
@@ -224,6 +242,7 @@ class Flusher:
                     job.future.set_result(job.work(self._session))
                 except BaseException as exc:  # noqa: BLE001 - it belongs to whoever waits for the future
                     job.future.set_exception(exc)
+            self._busy_since = None
         self._session.close()
 
     def _flush_for(self, waiters: dict[str, list[tuple[int, Future[None]]]]) -> None:
@@ -463,6 +482,20 @@ class Flusher:
                         user_notice=True,
                     )
                 )
+        if progress.lost_locks:
+            self._emit(
+                CheckpointEvent(
+                    name="flush.lock_lost",
+                    error_type="checkpoint_flush_error",
+                    severity="warning",
+                    message="This process stood still inside a flush, or Redis took very long to answer, so the "
+                    "database gave its locks to others. Nothing was written; it tries again with a smaller batch.",
+                    component="flusher",
+                    operation="flush",
+                    outcome="retrying",
+                    checkpoint_count=0,
+                )
+            )
         for address, change in progress.changes:
             self._emit(
                 CheckpointEvent(
@@ -553,6 +586,7 @@ class Flusher:
 
     def _report_failure(self, exc: Exception, threads: set[str]) -> None:
         """Tell each affected thread once for each outage; operators get the whole error with it."""
+        self.totals.failures += 1
         error = describe_error(exc)
         if isinstance(exc, BufferUnavailableError):
             message = "The buffer cannot be read; what it holds will be saved when it is back."
@@ -591,6 +625,7 @@ class Flusher:
         )
 
     def _report_incomplete(self, threads: list[str], report: FlushReport) -> None:
+        why = "there was no time left before closing" if self._closed else "another worker holds the partition"
         for thread in threads[:100]:
             debt = self.ledger.debt(thread)
             self._emit(
@@ -598,8 +633,7 @@ class Flusher:
                     name="flush.incomplete",
                     error_type="checkpoint_flush_error",
                     severity="warning",
-                    message="Not everything could be saved yet: another worker holds the partition. It is still "
-                    "buffered and will be saved.",
+                    message=f"Not everything could be saved yet: {why}. It is still buffered and will be saved.",
                     thread_id=thread,
                     run_id=debt.run_id if debt else None,
                     component="flusher",

@@ -22,6 +22,8 @@ from checkpointer.buffer.commands import DirtyBlob, DirtyCheckpoint, DirtyRecord
 from checkpointer.checks import as_error, partition_findings
 from checkpointer.errors import CheckpointerError
 from checkpointer.flush import poison, tombstones
+from checkpointer.flush.backlog import measure
+from checkpointer.flush.report import FlushTotals
 from checkpointer.records import Address
 from checkpointer.store import threads
 from checkpointer.store.clients import not_set_up
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
     from checkpointer.buffer.clients import RedisSide, SyncRedis
     from checkpointer.buffer.commands import Commands
+    from checkpointer.flush.backlog import Backlog
     from checkpointer.flush.ledger import Debt, Owed
     from checkpointer.flush.tombstones import Name
     from checkpointer.options import BufferOptions
@@ -45,6 +48,15 @@ if TYPE_CHECKING:
     from checkpointer.tiers import Tier
 
 _THREADS_AT_ONCE = 100
+_DRAINED_AT_ONCE = 20
+# A worker that stands still inside a transaction loses its locks after this. All that a transaction waits for beside
+# Postgres is Redis, for at most one time-out for each round trip of the drain.
+_IDLE_SECONDS = 10.0
+_LOCK_LOST = "25P03"  # the server ended the connection because of the above
+# One that stands still while it sends a statement is not idle for the server, which has a limit for that from
+# PostgreSQL 17 on. It is meant to be out of the reach of any transaction that goes on.
+_TRANSACTION_SECONDS = 300
+_SMALLEST_SHARE = 1024
 
 CLOSE_AFTER = 60.0
 """A thread without dirty records is closed after this many seconds; the next put opens it again."""
@@ -53,8 +65,10 @@ CLOSE_AFTER = 60.0
 _BEGIN = """
 SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
 SET LOCAL synchronous_commit = on;
-SET LOCAL idle_in_transaction_session_timeout = '60s';
-SET LOCAL lock_timeout = '{lock_ms}ms'
+SET LOCAL idle_in_transaction_session_timeout = '{idle_ms}ms';
+SET LOCAL lock_timeout = '{lock_ms}ms';
+SELECT set_config('transaction_timeout', '{transaction}s', true)
+WHERE current_setting('server_version_num')::int >= 170000
 """
 
 _LOCK = """
@@ -96,6 +110,10 @@ class LockedElsewhereError(Exception):
     """Another worker holds a partition and did not let go in time, or won a race for rows."""
 
 
+class LockLostError(LockedElsewhereError):
+    """The server took the locks back, because this process stood still for too long."""
+
+
 @dataclass(frozen=True, slots=True)
 class Proof:
     """What Redis knew of a thread when it was flushed.
@@ -129,6 +147,7 @@ class Progress:
         done: Flushed up to the sequence number given.
         proofs: What shows that nothing of the threads that are done was lost on the way.
         locked: Left to the worker that holds their partition.
+        lost_locks: How often the server took the locks back.
         pinned: Held up by a dead letter, old or new.
         replayed: Dead letters whose records are in Postgres now.
         dropped: Dead letters whose records were dropped.
@@ -144,6 +163,7 @@ class Progress:
     proofs: dict[str, Proof] = field(default_factory=dict)
     late: dict[str, list[str]] = field(default_factory=dict)
     locked: set[str] = field(default_factory=set)
+    lost_locks: int = 0
     pinned: dict[str, poison.Letter] = field(default_factory=dict)
     replayed: list[poison.Letter] = field(default_factory=list)
     dropped: list[poison.Letter] = field(default_factory=list)
@@ -162,7 +182,17 @@ def is_transient(exc: psycopg.Error) -> bool:
 
 
 class Session:
-    """A background thread's connections to both tiers."""
+    """A background thread's connections to both tiers.
+
+    Args:
+        redis: Where the Redis client comes from.
+        postgres: Where the connection comes from.
+        commands: The buffer's calls.
+        options: The saver's settings.
+        redis_tier: Learns whether Redis answers.
+        postgres_tier: Learns whether Postgres answers.
+        share: The partitions in which to look for dirty threads; all by default.
+    """
 
     def __init__(
         self,
@@ -172,6 +202,7 @@ class Session:
         options: BufferOptions,
         redis_tier: Tier,
         postgres_tier: Tier,
+        share: Iterable[int] | None = None,
     ) -> None:
         self._redis_side = redis
         self._postgres_side = postgres
@@ -181,6 +212,11 @@ class Session:
         self._postgres_tier = postgres_tier
         self._redis: SyncRedis | None = None
         self._conn: LimitedConnection[DictRow] | None = None
+        self._share = range(options.partitions) if share is None else share
+        self._idle_ms = int(max(_IDLE_SECONDS, options.redis_timeout * _THREADS_AT_ONCE / _DRAINED_AT_ONCE) * 1000)
+        self._share_of_batch = 1
+        self._interrupted = False
+        self.totals = FlushTotals()
 
     # -- connections ---------------------------------------------------------------------------------------------
 
@@ -196,6 +232,9 @@ class Session:
         except (psycopg.Error, OSError) as exc:
             if isinstance(exc, psycopg.Error) and (exc.sqlstate or "")[:2] in {"40", "55"}:
                 raise LockedElsewhereError from exc
+            if isinstance(exc, psycopg.Error) and exc.sqlstate == _LOCK_LOST:
+                self._drop_connection()
+                raise LockLostError from exc
             if isinstance(exc, psycopg.Error) and not is_transient(exc):
                 raise
             self._drop_connection()
@@ -261,6 +300,10 @@ class Session:
         if (conn := self._conn) is not None:
             conn.give_up()
 
+    def interrupt(self) -> None:
+        """Have a flush end after the batch that it is at; from any thread, and for good."""
+        self._interrupted = True
+
     def close(self) -> None:
         """Close both connections; the session can be used again."""
         self._drop_connection()
@@ -289,9 +332,13 @@ class Session:
         }
 
     def dirty_threads(self, partitions: Iterable[int] | None = None, *, pinned: bool = True) -> list[str]:
-        """Return the threads with dirty records, of these partitions or of all; those marked as pinned too."""
+        """Return the threads with dirty records, of these partitions or of all, as far as they are in the share.
+
+        Those marked as pinned too, unless told otherwise.
+        """
         layout = self.commands.layout
-        keys = [layout.threads(p) for p in (range(layout.partitions) if partitions is None else partitions)]
+        wanted = None if partitions is None else set(partitions)
+        keys = [layout.threads(p) for p in self._share if wanted is None or p in wanted]
         if not keys:
             return []
         with self._redis_errors():
@@ -309,6 +356,15 @@ class Session:
                 pipe.zrangebyscore(layout.threads(partition), "inf", "inf")
             return [thread.decode() for found in pipe.execute() for thread in found]
 
+    def backlog(self) -> Backlog:
+        """Return how much waits in the buffer.
+
+        Raises:
+            BufferUnavailableError: Redis cannot be reached or refuses.
+        """
+        with self._redis_errors():
+            return measure(self.redis(), self.commands.layout)
+
     def sequences(self, partitions: Iterable[int]) -> dict[int, int]:
         """Return the partitions' sequences."""
         wanted = list(partitions)
@@ -319,6 +375,17 @@ class Session:
             return {p: int(value or 0) for p, value in zip(wanted, pipe.execute(), strict=True)}
 
     # -- writing Postgres ----------------------------------------------------------------------------------------
+
+    def ping(self) -> None:
+        """Ask Postgres for an answer.
+
+        Raises:
+            StoreUnavailableError: Postgres cannot be reached.
+        """
+        begun = time.monotonic()
+        with self._postgres_errors():
+            self.connection().execute("SELECT 1")
+        self._postgres_tier.succeeded(begun)
 
     @contextlib.contextmanager
     def locked(
@@ -342,7 +409,10 @@ class Session:
         conn = self.connection()
         with self._postgres_errors(), conn.transaction(), conn.cursor(binary=True) as cur:
             # Several statements in one round trip: only the text protocol, unprepared, takes them.
-            conn.execute(_BEGIN.format(lock_ms=max(1, int((wait or 0) * 1000))).encode(), prepare=False)
+            begin = _BEGIN.format(
+                lock_ms=max(1, int((wait or 0) * 1000)), idle_ms=self._idle_ms, transaction=_TRANSACTION_SECONDS
+            )
+            conn.execute(begin.encode(), prepare=False)
             cur.execute((_LOCK + ("SKIP LOCKED" if wait is None else "")).encode(), (self.options.prefix, partitions))
             yield cur, {row["partition"]: row["sequence"] for row in cur.fetchall()}
         self._postgres_tier.succeeded(begun)
@@ -370,7 +440,7 @@ class Session:
             BufferUnavailableError: Redis cannot be reached or refuses.
         """
         targets: dict[str, int | None] = dict.fromkeys(thread_ids)
-        while targets:
+        while targets and not self._interrupted:
             chunk = list(targets)[:_THREADS_AT_ONCE]
             finished = self._flush_chunk(chunk, targets, wait, progress, replays or {})
             for thread in finished:
@@ -388,6 +458,7 @@ class Session:
         partition_of = self.commands.layout.partition_of
         drained: dict[str, Drained] = {}
         written: list[Batch] = []
+        begun = time.monotonic()
         try:
             with self.locked(chunk, wait) as (cur, held):
                 mine = [thread for thread in chunk if partition_of(thread) in held]
@@ -423,9 +494,14 @@ class Session:
                     highest[partition] = max(highest.get(partition, 0), found.upto)
                 if any(highest.values()):
                     cur.execute(_ADVANCE, (list(highest), list(highest.values()), self.options.prefix))
-        except LockedElsewhereError:
+        except LockedElsewhereError as exc:
             progress.locked.update(chunk)
+            if isinstance(exc, LockLostError):
+                progress.lost_locks += 1
+                # If it is the size that takes so long, the next one has to be smaller.
+                self._share_of_batch = min(self._share_of_batch * 4, _SMALLEST_SHARE)
             return chunk
+        self._share_of_batch = 1
         progress.pinned.update(pinned)
         progress.replayed += replayed
         progress.late |= found_late
@@ -438,6 +514,7 @@ class Session:
         self._acknowledge(drained, held, buried, progress)
         # Not before the records that go have gone: the acknowledgement takes the mark away.
         self.pipeline([self.commands.pin(thread) for thread in pinned])
+        self.totals.add(written, time.monotonic() - begun)
         finished = [thread for thread in chunk if thread not in drained]
         later = [thread for thread in mine if thread not in drained and thread not in pinned]
         for thread, found in drained.items():
@@ -457,10 +534,10 @@ class Session:
 
     def _drain(self, thread_ids: list[str], drained: dict[str, Drained]) -> None:
         """Read the threads' records until the batch is full."""
-        records, size = self.options.batch_records, self.options.batch_bytes
-        at_once = 20
-        for start in range(0, len(thread_ids), at_once):
-            some = thread_ids[start : start + at_once]
+        records = max(1, self.options.batch_records // self._share_of_batch)
+        size = max(1, self.options.batch_bytes // self._share_of_batch)
+        for start in range(0, len(thread_ids), _DRAINED_AT_ONCE):
+            some = thread_ids[start : start + _DRAINED_AT_ONCE]
             calls = [self.commands.drain(thread, records, size) for thread in some]
             for thread, reply in zip(some, self.pipeline(calls), strict=True):
                 found = drained[thread] = self.commands.read_drain(reply)
