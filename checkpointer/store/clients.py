@@ -3,6 +3,9 @@
 Not here: the statements (`reads.py`, `writes.py`). There is one synchronous pool, one asynchronous pool for each
 event loop that uses the saver, and dedicated connections for background threads. No lock stands before a
 pool: it hands out connections to as many callers as it has.
+
+A *pooler* (pgbouncer and its like) may give each transaction another server session, which lacks the statements that
+an earlier one had prepared. A URI cannot say that there is one, so each new connection is asked (`behind_pooler`).
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-from psycopg import AsyncConnection, Connection
+from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import DictRow, dict_row, tuple_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
@@ -148,6 +151,11 @@ class PostgresSide:
             self._check_refusal(exc)
             raise
         conn.limit = limit
+        try:
+            _suit_pooler(conn)
+        except BaseException:
+            conn.close()
+            raise
         return conn
 
     async def aunchecked(self, limit: Limit | None = None) -> LimitedAsyncConnection[DictRow]:
@@ -158,6 +166,11 @@ class PostgresSide:
             self._check_refusal(exc)
             raise
         conn.limit = limit
+        try:
+            await _asuit_pooler(conn)
+        except BaseException:
+            await conn.close()
+            raise
         return conn
 
     def _check_refusal(self, exc: psycopg.OperationalError) -> None:
@@ -232,7 +245,10 @@ class PostgresSide:
             with self._lock:
                 if self._pool is None:
                     pool: SyncPool = ConnectionPool(
-                        self._conninfo, connection_class=LimitedConnection[DictRow], **self._pool_settings()
+                        self._conninfo,
+                        connection_class=LimitedConnection[DictRow],
+                        configure=_suit_pooler,
+                        **self._pool_settings(),
                     )
                     pool.open(wait=False)
                     self._pool = pool
@@ -246,7 +262,10 @@ class PostgresSide:
         pool = self._by_loop.get(loop)
         if pool is None:
             pool = self._by_loop[loop] = AsyncConnectionPool(
-                self._conninfo, connection_class=LimitedAsyncConnection[DictRow], **self._pool_settings()
+                self._conninfo,
+                connection_class=LimitedAsyncConnection[DictRow],
+                configure=_asuit_pooler,
+                **self._pool_settings(),
             )
             await pool.open(wait=False)
         return pool
@@ -343,6 +362,30 @@ class PostgresSide:
         """In a forked child: leave the parent's connections alone."""
         self._pool = self._given_pool
         self._by_loop = weakref.WeakKeyDictionary()
+
+
+PID = "SELECT pg_backend_pid()"
+"""Asks for the process id of the session that answers."""
+
+
+def behind_pooler(conn: Connection[Any] | AsyncConnection[Any], pid: int) -> bool:
+    """Tell whether something between us and the server hands out its sessions, from what `pg_backend_pid()` says.
+
+    A pooler answers the start of a connection itself, with a process id of its own.
+    """
+    return pid != conn.info.backend_pid
+
+
+def _suit_pooler(conn: Connection[Any]) -> None:
+    row = Cursor(conn, row_factory=tuple_row).execute(PID, prepare=False).fetchone()
+    if row is not None and behind_pooler(conn, row[0]):
+        conn.prepare_threshold = None
+
+
+async def _asuit_pooler(conn: AsyncConnection[Any]) -> None:
+    row = await (await AsyncCursor(conn, row_factory=tuple_row).execute(PID, prepare=False)).fetchone()
+    if row is not None and behind_pooler(conn, row[0]):
+        conn.prepare_threshold = None
 
 
 def not_set_up(cause: BaseException) -> NotSetUpError:

@@ -3,6 +3,10 @@
 Not here: what the tables mean (the files say that) and any change of LangGraph's checkpoint tables. What has
 to be done is decided by generators that do no I/O; two runners, one of them asynchronous, carry it out.
 
+On tables that somebody has made as partitioned ones, LangGraph's indexes are created, but not concurrently, which
+Postgres refuses there. Behind a pooler that hands out its sessions, the lock is held by a connection with a
+transaction that stays open: the pooler leaves that one its session.
+
 Words: a *file* is `NNNN_name.sql`, plain SQL that may run twice. *Stock* migrations are the list in
 `langgraph-checkpoint-postgres`; they and their record are as if `PostgresSaver.setup()` had run them.
 A *plan* is a generator that yields steps, receives the rows of each, and returns a result.
@@ -27,6 +31,7 @@ from psycopg.rows import tuple_row
 
 from checkpointer.checks import check_schema
 from checkpointer.errors import ConfigurationError, MigrationError, UnsupportedServerError
+from checkpointer.store.clients import PID, behind_pooler
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,6 +54,10 @@ _SCHEMA_EXISTS = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = %s)"
 _SERVER_VERSION = "SELECT current_setting('server_version_num')::int, current_setting('server_version')"
 _TABLES = "SELECT to_regclass('checkpoint_migrations'), to_regclass('checkpointer_migrations')"
 _STOCK_VERSION = "SELECT max(v) FROM checkpoint_migrations"
+_PARTITIONED = """
+SELECT count(*) FROM pg_class WHERE relkind = 'p' AND oid IN
+    (to_regclass('checkpoints'), to_regclass('checkpoint_blobs'), to_regclass('checkpoint_writes'))
+"""
 _RECORD_STOCK = "INSERT INTO checkpoint_migrations (v) VALUES (%s) ON CONFLICT DO NOTHING"
 _CREATE_RECORDS = """
 CREATE TABLE IF NOT EXISTS checkpointer_migrations (
@@ -70,6 +79,7 @@ T = TypeVar("T")
 class _Query:
     text: str | sql.Composed
     parameters: Sequence[Any] | None = None
+    by_keeper: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +176,7 @@ def _plan_setup(files: tuple[_File, ...], lock_seconds: float, schema: str | Non
     finally:
         # On a connection that is lost the lock is gone, and what is being raised says more than this would.
         with contextlib.suppress(psycopg.Error):
-            yield _Query(_UNLOCK)
+            yield _Query(_UNLOCK, by_keeper=True)
     return todo.names
 
 
@@ -193,7 +203,7 @@ def _plan_lock(lock_seconds: float) -> Plan[None]:
     # CONCURRENTLY in the session that has the lock would wait in turn.
     deadline = time.monotonic() + lock_seconds
     while True:
-        [(locked,)] = yield _Query(_TRY_LOCK)
+        [(locked,)] = yield _Query(_TRY_LOCK, by_keeper=True)
         if locked:
             return
         if time.monotonic() > deadline:
@@ -205,7 +215,9 @@ def _plan_lock(lock_seconds: float) -> Plan[None]:
 
 def _plan_apply(todo: _Pending) -> Plan[None]:
     for version in todo.stock:
-        yield from _plan_one(f"LangGraph's migration {version}", _Query(MIGRATIONS[version]))
+        [(partitioned,)] = yield _Query(_PARTITIONED)
+        text = MIGRATIONS[version].replace(" CONCURRENTLY", "") if partitioned else MIGRATIONS[version]
+        yield from _plan_one(f"LangGraph's migration {version}", _Query(text))
         yield _Query(_RECORD_STOCK, (version,))
     if todo.files:
         yield _Query(_CREATE_RECORDS)
@@ -224,12 +236,12 @@ def _plan_one(name: str, query: _Query) -> Plan[None]:
         raise MigrationError(f"{name} failed and was rolled back: {reason}") from exc
 
 
-def _run(conn: psycopg.Connection[Any], plan: Plan[T]) -> T:
+def _run(conn: psycopg.Connection[Any], plan: Plan[T], keeper: psycopg.Connection[Any] | None = None) -> T:
     try:
         step = next(plan)
         while True:
             try:
-                rows = _step(conn, step)
+                rows = _step(keeper if keeper and _is_for_keeper(step) else conn, step)
             except BaseException as exc:  # noqa: BLE001 - the plan decides, and releases its lock
                 step = plan.throw(exc)
             else:
@@ -248,12 +260,14 @@ def _step(conn: psycopg.Connection[Any], step: _Query | _Pause) -> list[Row]:
         return cur.fetchall() if cur.description else []
 
 
-async def _arun(conn: psycopg.AsyncConnection[Any], plan: Plan[T]) -> T:
+async def _arun(
+    conn: psycopg.AsyncConnection[Any], plan: Plan[T], keeper: psycopg.AsyncConnection[Any] | None = None
+) -> T:
     try:
         step = next(plan)
         while True:
             try:
-                rows = await _astep(conn, step)
+                rows = await _astep(keeper if keeper and _is_for_keeper(step) else conn, step)
             except BaseException as exc:  # noqa: BLE001 - the plan decides, and releases its lock
                 step = plan.throw(exc)
             else:
@@ -272,6 +286,16 @@ async def _astep(conn: psycopg.AsyncConnection[Any], step: _Query | _Pause) -> l
         return await cur.fetchall() if cur.description else []
 
 
+def _is_for_keeper(step: _Query | _Pause) -> bool:
+    return isinstance(step, _Query) and step.by_keeper
+
+
+def _twin(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> dict[str, Any]:
+    """Return the settings of a connection, for another one to the same place."""
+    password = {"password": conn.info.password} if conn.info.password else {}
+    return {**conn.info.get_parameters(), **password, "prepare_threshold": None}
+
+
 def _require_autocommit(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
     if not conn.autocommit:
         raise ConfigurationError(
@@ -287,7 +311,7 @@ def setup(
     The tables are made in the first schema of the connection's search path.
 
     Args:
-        conn: An autocommit connection to the server itself or through a pooler in session mode.
+        conn: An autocommit connection; through a pooler, a second one is opened beside it.
         schema: Created if it is missing; the search path of the connection has to lead there.
         lock_seconds: How long to wait for another process that is migrating.
 
@@ -301,7 +325,12 @@ def setup(
         UnsupportedServerError: The server is older than PostgreSQL 15.
     """
     _require_autocommit(conn)
-    return _run(conn, _plan_setup(_files(), lock_seconds, schema))
+    plan = _plan_setup(_files(), lock_seconds, schema)
+    [(pid,)] = _step(conn, _Query(PID))
+    if not behind_pooler(conn, pid):
+        return _run(conn, plan)
+    with psycopg.connect(**_twin(conn)) as keeper:
+        return _run(conn, plan, keeper)
 
 
 async def asetup(
@@ -309,7 +338,12 @@ async def asetup(
 ) -> list[str]:
     """As `setup`, on an asynchronous connection."""
     _require_autocommit(conn)
-    return await _arun(conn, _plan_setup(_files(), lock_seconds, schema))
+    plan = _plan_setup(_files(), lock_seconds, schema)
+    [(pid,)] = await _astep(conn, _Query(PID))
+    if not behind_pooler(conn, pid):
+        return await _arun(conn, plan)
+    async with await psycopg.AsyncConnection.connect(**_twin(conn)) as keeper:
+        return await _arun(conn, plan, keeper)
 
 
 def pending(conn: psycopg.Connection[Any]) -> list[str]:
