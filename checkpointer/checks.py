@@ -163,7 +163,7 @@ def _judge_node(info: Mapping[str, Any], facts: BufferFacts) -> list[Finding]:
                 "error",
                 "redis.cluster",
                 "This Redis is a node of a cluster, and the client is not one for clusters.",
-                "Give a redis.RedisCluster (and a redis.asyncio.RedisCluster) instead of a URL.",
+                "Use redis+cluster://host:port, or give a redis.RedisCluster.",
             )
         )
     return found

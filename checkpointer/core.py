@@ -10,7 +10,7 @@ import asyncio
 import threading
 from typing import TYPE_CHECKING, Any
 
-from checkpointer.buffer.clients import AsyncRedis, RedisSide, SyncRedis
+from checkpointer.buffer.clients import RedisSide
 from checkpointer.buffer.commands import Commands
 from checkpointer.buffer.keys import KeyLayout
 from checkpointer.errors import ClosedError, WrongLoopError
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from psycopg_pool import AsyncConnectionPool
 
+    from checkpointer.buffer.places import AsyncRedis, SyncRedis
     from checkpointer.options import BufferOptions
     from checkpointer.store.clients import Given
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from psycopg import Connection
     from psycopg.rows import DictRow
 
-    from checkpointer.buffer.clients import SyncRedis
+    from checkpointer.buffer.places import SyncRedis
     from checkpointer.events import CheckpointEvent
     from checkpointer.store.deadline import LimitedConnection
 
@@ -447,6 +447,9 @@ def _ask_redis(
             "The address of Redis is not a valid URL.",
             "Use redis://user:password@host:port, with special characters in the password percent-encoded.",
         )
+        return
+    except (RedisError, OSError) as exc:  # a cluster is asked for its nodes at once
+        probe.add("error", "redis.unreachable", f"Redis cannot be reached: {exc}", "Start it, or check the addresses.")
         return
     with contextlib.closing(client):
         try:

@@ -51,6 +51,19 @@ _STOP = object()
 _INBOX_FACTOR = 4
 
 
+def redis_client(url: str, timeout: float) -> redis.Redis:
+    """Make a client as `HookContext.connect_redis` does, from any URL that the saver takes.
+
+    Raises:
+        ConfigurationError: It is not a Redis URL.
+        ConnectionError: No node of a cluster can be reached.
+    """
+    # Not at the top: a hook of somebody else needs nothing of the buffer.
+    from checkpointer.buffer.places import place_of_url
+
+    return place_of_url(url, timeout).client()  # type: ignore[return-value]  # a cluster client does as well
+
+
 @dataclass(frozen=True)
 class HookContext:
     """What a hook factory may use: connections of the hook's own, never the saver's.

@@ -14,6 +14,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 from checkpointer.buffer.commands import Commands, PutReply, ScriptCall, Standing
+from checkpointer.buffer.keys import tag_of
 from checkpointer.errors import (
     AcknowledgementError,
     BufferUnavailableError,
@@ -249,7 +250,7 @@ class Puts:
         thread = about.address.thread_id
         partition = self._commands.layout.partition_of(thread)
         yield from self._hold_back()
-        if thread in self._around and not self._redis_tier.is_down:
+        if thread in self._around and not self._redis_tier.is_away(tag_of(self._commands.layout.threads(partition))):
             yield from self._flush_what_was_passed(thread)
         opening = self._opening(thread)
         whole = opening is not None and opening.existed

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from psycopg.rows import DictRow
     from psycopg_pool import AsyncConnectionPool
 
-    from checkpointer.buffer.clients import AsyncRedis, SyncRedis
+    from checkpointer.buffer.places import AsyncRedis, SyncRedis
     from checkpointer.flush.report import FlushReport
     from checkpointer.hooks import Hooks
     from checkpointer.store.clients import Given
@@ -65,9 +65,10 @@ class BufferedPostgresSaver(PostgresSaver):
     Args:
         conn: A connection string, or your own `psycopg_pool.ConnectionPool` or `AsyncConnectionPool`. Of a single
             psycopg connection only the settings are used.
-        redis: A URL, or your own `redis.Redis` or `redis.asyncio.Redis` (with `decode_responses=False`).
+        redis: A URL, or your own client (with `decode_responses=False`): `redis.Redis`, `redis.RedisCluster`, what a
+            sentinel's `master_for(...)` gives, or one of those of `redis.asyncio`.
         async_conn: An `AsyncConnectionPool` to use beside a `ConnectionPool`.
-        async_redis: A `redis.asyncio.Redis` to use beside a `redis.Redis`.
+        async_redis: An asynchronous client to use beside a synchronous one.
         serde: The serializer, as for `PostgresSaver`.
         options: The settings; or give them as keywords.
         **settings: Fields of `BufferOptions`.
@@ -116,7 +117,8 @@ class BufferedPostgresSaver(PostgresSaver):
 
         Args:
             conn_string: Postgres, as `postgresql://user:password@host:port/db` or `key=value` pairs.
-            redis_url: Redis or Valkey, as `redis://`, `rediss://` or `unix://`.
+            redis_url: Redis or Valkey, as `redis://`, `rediss://`, `unix://`, `redis+cluster://host:port,host:port` or
+                `redis+sentinel://host:port,host:port/service`.
             serde: The serializer.
             **options: Fields of `BufferOptions`.
 

@@ -2,14 +2,18 @@
 
 Not here: the clients (`buffer/clients.py`, `store/clients.py`). A *tier* is the buffer (Redis) or the store (Postgres).
 While a tier is down, calls are refused at once instead of costing a time-out each, except for one probe
-now and then; what a refused call does instead is its caller's business.
+now and then; what a refused call does instead is its caller's business. A tier of several servers has *parts*, which
+are refused one by one; its outage lasts from the first part's failure to the last one's return.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+from redis.exceptions import AuthenticationError, AuthorizationError, MovedError, NoPermissionError, ResponseError
 
 from checkpointer.errors import BufferUnavailableError, StoreUnavailableError, TierUnavailableError
 from checkpointer.events import CheckpointEvent, describe_error
@@ -21,8 +25,16 @@ _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 2.0
 
 
+@dataclass(slots=True)
+class _Outage:
+    since: float
+    error: BaseException
+    pause: float = _FIRST_PAUSE
+    probe_at: float = 0.0
+
+
 class Tier:
-    """The health of one server.
+    """The health of one tier.
 
     Args:
         name: `redis` or `postgres`.
@@ -33,43 +45,47 @@ class Tier:
         self.name = name
         self._emit = emit
         self._lock = threading.Lock()
-        self._down_since: float | None = None
-        self._probe_at = 0.0
-        self._pause = _FIRST_PAUSE
-        self._error: BaseException | None = None
+        self._down: dict[bytes | None, _Outage] = {}
+        self._down_since = 0.0
         self.outages = 0
 
     @property
     def is_down(self) -> bool:
-        """Whether the last call failed."""
-        return self._down_since is not None
+        """Whether the last call, or the last one to some part, failed."""
+        return bool(self._down)
 
-    def check(self) -> float:
-        """Let a call through, or refuse it while the tier is down.
+    def is_away(self, part: bytes) -> bool:
+        """Whether the last call to this part, or to the tier as a whole, failed."""
+        return None in self._down or part in self._down
+
+    def check(self, part: bytes | None = None) -> float:
+        """Let a call through, or refuse it while what it needs is down.
+
+        Args:
+            part: The part that the call is for; None for the whole tier.
 
         Returns:
             When the call begins, for `succeeded`.
 
         Raises:
-            TierUnavailableError: The tier is down and the next probe is not due.
+            TierUnavailableError: The part is down and the next probe is not due.
         """
         now = time.monotonic()
-        if self._down_since is None:
+        if not self._down:
             return now
         with self._lock:
-            if self._down_since is None or now >= self._probe_at:
-                self._probe_at = now + self._pause
+            outage = self._down.get(None) or self._down.get(part)
+            if outage is None or now >= outage.probe_at:
+                if outage is not None:
+                    outage.probe_at = now + outage.pause
                 return now
-            error = self._error
+            error = outage.error
         raise self.unavailable(error)
 
     def unavailable(self, cause: BaseException | None) -> TierUnavailableError:
         """Return the error that says that this tier cannot be reached."""
         if self.name == "redis":
-            error: TierUnavailableError = BufferUnavailableError(
-                "Redis cannot be reached or refuses to work. Check the server and redis_url; the saver comes back "
-                "to it by itself."
-            )
+            error: TierUnavailableError = BufferUnavailableError(_what_redis_says(cause))
         else:
             error = StoreUnavailableError(
                 "Postgres cannot be reached. Check the server and the connection string; the saver comes back to it "
@@ -78,19 +94,21 @@ class Tier:
         error.__cause__ = cause
         return error
 
-    def failed(self, exc: BaseException) -> TierUnavailableError:
+    def failed(self, exc: BaseException, part: bytes | None = None) -> TierUnavailableError:
         """Note a failed call; the first one of an outage becomes a `backend.down` event."""
         with self._lock:
-            first = self._down_since is None
+            first = not self._down
             now = time.monotonic()
+            outage = self._down.get(part)
+            if outage is None:
+                outage = self._down[part] = _Outage(now, exc)
+            else:
+                outage.error = exc
+                outage.pause = min(outage.pause * 2, _LONGEST_PAUSE)
+            outage.probe_at = now + outage.pause
             if first:
                 self._down_since = now
                 self.outages += 1
-                self._pause = _FIRST_PAUSE
-            else:
-                self._pause = min(self._pause * 2, _LONGEST_PAUSE)
-            self._probe_at = now + self._pause
-            self._error = exc
         if first:
             label = "Redis" if self.name == "redis" else "Postgres"
             rest = (
@@ -109,19 +127,23 @@ class Tier:
             )
         return self.unavailable(exc)
 
-    def succeeded(self, begun: float) -> None:
-        """Note a call that was answered; the first one after an outage becomes a `backend.up` event.
+    def succeeded(self, begun: float, part: bytes | None = None) -> None:
+        """Note a call that was answered; the one that ends an outage becomes a `backend.up` event.
 
         Args:
             begun: When the call began. One from before the outage, whose answer is noted late, proves nothing.
+            part: The part that answered; an answer of any part proves that the tier as a whole is not down.
         """
-        if self._down_since is None:
+        if not self._down:
             return
         with self._lock:
-            since = self._down_since
-            if since is None or begun < since:
+            for proven in {None, part}:
+                outage = self._down.get(proven)
+                if outage is not None and outage.since <= begun:
+                    del self._down[proven]
+            if self._down:
                 return
-            self._down_since = self._error = None
+            since = self._down_since
         label = "Redis" if self.name == "redis" else "Postgres"
         self._emit(
             CheckpointEvent(
@@ -133,3 +155,16 @@ class Tier:
                 context={"backend": self.name, "seconds": round(time.monotonic() - since, 3)},
             )
         )
+
+
+def _what_redis_says(cause: BaseException | None) -> str:
+    """Say what to do; a refusal in the server's words, which name a command or a right, no data."""
+    if isinstance(cause, AuthenticationError | AuthorizationError) or str(cause).startswith(("WRONGPASS", "NOAUTH")):
+        return f"Redis refuses the login ({cause}): check user and password in redis_url."
+    if isinstance(cause, NoPermissionError):
+        return f"The Redis user lacks a right ({cause}): docs/scaling.md lists those that the saver needs."
+    if isinstance(cause, MovedError):
+        return "Redis is a node of a cluster: use redis+cluster://host:port, or a RedisCluster client."
+    if isinstance(cause, ResponseError):
+        return f"Redis refuses to work ({cause}). Check the server; the saver comes back to it by itself."
+    return "Redis cannot be reached. Check the server and redis_url; the saver comes back to it by itself."

@@ -168,7 +168,7 @@ class RedisLink(_Link):
                         self._drop()
                 self._client = self._context.connect_redis()
                 result = work(self._client)
-            except (redis.RedisError, OSError) as exc:
+            except (redis.RedisError, redis.exceptions.RedisClusterException, OSError) as exc:
                 self._drop()
                 raise self._failed(exc) from exc
             self._succeeded()

@@ -16,11 +16,9 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import redis
 from psycopg.conninfo import conninfo_to_dict
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from checkpointer.events import CheckpointEvent, Severity
-from checkpointer.hooks import HookContext, Hooks, renew_in_child
+from checkpointer.hooks import HookContext, Hooks, redis_client, renew_in_child
 from checkpointer.search_path import key_prefix, with_search_path
 from observability.errors import SYSTEM_ERRORS, SystemErrorStore
 from observability.links import PostgresLink, RedisLink
@@ -215,7 +213,8 @@ def _from_environment(postgres_uri: str | None, redis_url: str | None, schema: s
     def connect_postgres() -> psycopg.Connection[Any]:
         if postgres_uri is None:
             raise psycopg.OperationalError("POSTGRES_URI is not set")
-        settings: dict[str, Any] = {}
+        # Unprepared: a pooler may stand between, and nothing here is hot.
+        settings: dict[str, Any] = {"prepare_threshold": None}
         if schema is not None:
             options = conninfo_to_dict(postgres_uri).get("options")
             settings["options"] = with_search_path(None if options is None else str(options), schema)
@@ -224,7 +223,7 @@ def _from_environment(postgres_uri: str | None, redis_url: str | None, schema: s
     def connect_redis() -> redis.Redis:
         if redis_url is None:
             raise redis.ConnectionError("REDIS_URL is not set")
-        return redis.Redis.from_url(redis_url, socket_timeout=2, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0))
+        return redis_client(redis_url, timeout=2)
 
     prefix = key_prefix("checkpointer", schema)
     digest = hashlib.sha256(repr((postgres_uri, redis_url, *([schema] if schema else ()))).encode()).hexdigest()[:16]

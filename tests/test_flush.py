@@ -221,7 +221,7 @@ def test_close_flushes_what_this_process_has_put(make: Any, rows: Rows) -> None:
     saver.close()
 
 
-def test_the_start_flushes_what_an_earlier_saver_has_left(make: Any, rows: Rows) -> None:
+def test_the_start_flushes_what_an_earlier_saver_has_left(make: Any, rows: Rows, redis_url: str) -> None:
     first = make(triggers=frozenset())
     update_only(first, "t", times=3)
     first.close()
@@ -231,7 +231,7 @@ def test_the_start_flushes_what_an_earlier_saver_has_left(make: Any, rows: Rows)
     second.close()
     third = BufferedPostgresSaver.from_conn_string(
         second._core.postgres.conninfo,
-        redis_url=second._core.redis._url,
+        redis_url=redis_url,
         prefix=second.options.prefix,
         hooks=(),
         triggers=frozenset({"start"}),
@@ -244,12 +244,12 @@ def test_the_start_flushes_what_an_earlier_saver_has_left(make: Any, rows: Rows)
     assert events[0].checkpoint_count == 3
 
 
-def test_a_savers_own_first_records_are_no_recovery(make: Any, rows: Rows) -> None:
+def test_a_savers_own_first_records_are_no_recovery(make: Any, rows: Rows, redis_url: str) -> None:
     first = make(triggers=frozenset())
     events: list[CheckpointEvent] = []
     second = BufferedPostgresSaver.from_conn_string(
         first._core.postgres.conninfo,
-        redis_url=first._core.redis._url,
+        redis_url=redis_url,
         prefix=first.options.prefix,
         hooks=(),
         triggers=frozenset({"start"}),

@@ -1,66 +1,57 @@
-"""The Redis clients: the user's own, or made from a URL, and the thin runners of a script call.
+"""The Redis clients, and the thin runners of script calls.
 
-Not here: what is called (`commands.py`). There is one synchronous client, one asynchronous client for each event
-loop that uses the saver (a connection belongs to its loop), and dedicated ones for background threads.
+Not here: what is called (`commands.py`) and which kind of client (`places.py`). There is one synchronous client, one
+asynchronous client for each event loop that uses the saver (a connection belongs to its loop), and dedicated ones
+for background threads.
+
+In a cluster each partition may be on another server, so each has a health of its own (`part_of`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
+import time
 import weakref
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import redis
 import redis.asyncio
-from redis.backoff import NoBackoff
-from redis.exceptions import NoPermissionError, NoScriptError, RedisError, ResponseError
-from redis.retry import Retry
+from redis.exceptions import (
+    AskError,
+    ClusterDownError,
+    MovedError,
+    NoPermissionError,
+    NoScriptError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
 
+from checkpointer.buffer.keys import tag_of
+from checkpointer.buffer.places import place_of_client, place_of_url
 from checkpointer.checks import BufferFacts
 from checkpointer.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from checkpointer.buffer.commands import ScriptCall
+    from checkpointer.buffer.places import AsyncRedis, Place, SyncRedis
     from checkpointer.tiers import Tier
 
-SyncRedis = redis.Redis | redis.RedisCluster
-AsyncRedis = redis.asyncio.Redis | redis.asyncio.RedisCluster
+FAILURES = (RedisError, RedisClusterException, OSError, asyncio.TimeoutError)
 
 _PRIMARIES = {"target_nodes": "primaries"}
-_FAILURES = (RedisError, OSError, asyncio.TimeoutError)
 
-# What of a client's connection settings its twin in the other world understands.
-_SHARED = (
-    "host",
-    "port",
-    "db",
-    "username",
-    "password",
-    "path",
-    "client_name",
-    "credential_provider",
-    "health_check_interval",
-    "socket_timeout",
-    "socket_connect_timeout",
-    "socket_keepalive",
-)
+# A cluster that moves a slot sends a call elsewhere once, or asks it to wait: after this long it goes around.
+_REDIRECTS = 6
+_TRY_AGAIN_PAUSE = 0.05
 
-
-def check_url(url: str) -> None:
-    """Refuse a URL that cannot be one of Redis.
-
-    Raises:
-        ConfigurationError: It is not.
-    """
-    try:
-        redis.ConnectionPool.from_url(url)
-        _ = urlsplit(url).port
-    except (ValueError, AttributeError, TypeError) as exc:
-        raise ConfigurationError(
-            f"redis_url is not a Redis URL ({exc}): use redis://[user:password@]host[:port], rediss://... or unix://path."
-        ) from exc
+# Another server may have the slot by now.
+_ELSEWHERE = (MovedError, ClusterDownError, redis.ConnectionError, redis.TimeoutError, OSError)
 
 
 class RedisSide:
@@ -83,61 +74,41 @@ class RedisSide:
         client: SyncRedis | None = None,
         aclient: AsyncRedis | None = None,
     ) -> None:
-        for given in (client, aclient):
-            if given is not None and _settings(given).get("decode_responses"):
+        self._tier = tier
+        if url is not None:
+            self._place: Place = place_of_url(url, timeout)
+        else:
+            places = [place_of_client(given, timeout) for given in (client, aclient) if given is not None]
+            if any(_decodes(given) for given in (client, aclient)):
                 raise ConfigurationError(
                     "The Redis client decodes responses: make it with decode_responses=False, checkpoints are bytes."
                 )
-        if url is not None:
-            check_url(url)
-        self._tier = tier
-        self._timeout = timeout
-        self._url = url
+            self._place = places[0]
         self._given = client
         self._agiven = aclient
         self._client = client
         self._lock = threading.Lock()
         self._by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncRedis] = weakref.WeakKeyDictionary()
 
-    def _common(self) -> dict[str, Any]:
-        return {
-            "socket_timeout": self._timeout,
-            "socket_connect_timeout": self._timeout,
-            "protocol": 2,
-            "decode_responses": False,
-        }
-
     def dedicated(self) -> SyncRedis:
         """Return a synchronous client of its own; the caller closes it.
 
         It fails at once instead of retrying: its callers decide what a failure means.
+
+        Raises:
+            ConnectionError: No node of a cluster can be reached.
         """
-        retry = Retry(NoBackoff(), 0)
-        if self._url is not None:
-            return redis.Redis.from_url(self._url, retry=retry, **self._common())
-        given = self._given or self._agiven
-        if not isinstance(given, redis.Redis | redis.asyncio.Redis):
-            if self._given is None:
-                raise ConfigurationError(
-                    "For an asynchronous cluster client give the synchronous one too: redis=RedisCluster(...)."
-                )
-            return self._given
-        pool = given.connection_pool
-        connection = _class_named(pool.connection_class.__name__, redis)
-        settings = {k: v for k, v in pool.connection_kwargs.items() if k in _SHARED or k.startswith("ssl_")}
-        return redis.Redis(
-            connection_pool=redis.ConnectionPool(
-                connection_class=connection, retry=retry, **{**self._common(), **settings}
-            )
-        )
+        return self._place.client()
 
     def client(self) -> SyncRedis:
         """Return the shared synchronous client."""
-        if self._client is None:
+        client = self._client
+        if client is None:
             with self._lock:
-                if self._client is None:
-                    self._client = self.dedicated()
-        return self._client
+                client = self._client
+                if client is None:
+                    client = self._client = self.dedicated()
+        return client
 
     def aclient(self) -> AsyncRedis:
         """Return the asynchronous client of the running loop."""
@@ -146,25 +117,12 @@ class RedisSide:
         loop = asyncio.get_running_loop()
         client = self._by_loop.get(loop)
         if client is None:
-            client = self._by_loop[loop] = self._make_async()
+            client = self._by_loop[loop] = self._place.aclient()
         return client
 
-    def _make_async(self) -> AsyncRedis:
-        from redis.asyncio.retry import Retry as AsyncRetry
-
-        retry = AsyncRetry(NoBackoff(), 0)
-        if self._url is not None:
-            return redis.asyncio.Redis.from_url(self._url, retry=retry, **self._common())
-        if not isinstance(self._given, redis.Redis):
-            raise ConfigurationError(
-                "For a synchronous cluster client give the asynchronous one too: async_redis=RedisCluster(...)."
-            )
-        pool = self._given.connection_pool
-        connection = _class_named(pool.connection_class.__name__, redis.asyncio)
-        settings = {k: v for k, v in pool.connection_kwargs.items() if k in _SHARED or k.startswith("ssl_")}
-        return redis.asyncio.Redis.from_pool(
-            redis.asyncio.ConnectionPool(connection_class=connection, retry=retry, **{**self._common(), **settings})
-        )
+    def part_of(self, key: bytes) -> bytes | None:
+        """Return what shares a server with this key: its partition in a cluster; None says everything."""
+        return tag_of(key) if self._place.is_cluster else None
 
     def run(self, call: ScriptCall) -> Any:
         """Run a script with the shared synchronous client.
@@ -172,9 +130,10 @@ class RedisSide:
         Raises:
             BufferUnavailableError: Redis cannot be reached or refuses; whether the call took effect is open.
         """
-        begun = self._tier.check()
-        client = self.client()
+        part = self.part_of(call.keys[0])
+        begun = self._tier.check(part)
         try:
+            client = self.client()
             if call.confirm:
                 reply = _run_confirmed(client, call)
             else:
@@ -182,9 +141,11 @@ class RedisSide:
                     reply = client.evalsha(call.script.sha, len(call.keys), *call.keys, *call.args)
                 except NoScriptError:
                     reply = client.eval(call.script.source, len(call.keys), *call.keys, *call.args)
-        except _FAILURES as exc:
-            raise self._tier.failed(exc) from exc
-        self._tier.succeeded(begun)
+        except FAILURES as exc:
+            if is_astray(exc):
+                self._client = self._given
+            raise self._tier.failed(exc, part) from exc
+        self._tier.succeeded(begun, part)
         return reply
 
     async def arun(self, call: ScriptCall) -> Any:
@@ -193,12 +154,13 @@ class RedisSide:
         Raises:
             BufferUnavailableError: Redis cannot be reached or refuses; whether the call took effect is open.
         """
-        client = self.aclient()
-        if call.confirm and isinstance(client, redis.asyncio.RedisCluster):
+        if call.confirm and self._place.is_cluster:
             # Only the synchronous client can be told which of a node's connections to use.
             return await asyncio.to_thread(self.run, call)
-        begun = self._tier.check()
+        part = self.part_of(call.keys[0])
+        begun = self._tier.check(part)
         try:
+            client = self.aclient()
             if call.confirm:
                 reply = await _arun_confirmed(client, call)
             else:
@@ -206,9 +168,11 @@ class RedisSide:
                     reply = await client.evalsha(call.script.sha, len(call.keys), *call.keys, *call.args)
                 except NoScriptError:
                     reply = await client.eval(call.script.source, len(call.keys), *call.keys, *call.args)
-        except _FAILURES as exc:
-            raise self._tier.failed(exc) from exc
-        self._tier.succeeded(begun)
+        except FAILURES as exc:
+            if is_astray(exc):
+                await self.aclose()
+            raise self._tier.failed(exc, part) from exc
+        self._tier.succeeded(begun, part)
         return reply
 
     def info(self) -> BufferFacts:
@@ -216,25 +180,32 @@ class RedisSide:
 
         Raises:
             BufferUnavailableError: Redis cannot be reached.
+            ConfigurationError: It is a node of a cluster or a sentinel, and the URL or client is for a single server.
         """
         self._tier.check()
-        client = self.client()
         try:
-            return ask_info(client)
-        except _FAILURES as exc:
+            return self._placed(ask_info(self.client()))
+        except FAILURES as exc:
             raise self._tier.failed(exc) from exc
 
     async def ainfo(self) -> BufferFacts:
         """See `info`."""
         self._tier.check()
-        client = self.aclient()
-        clustered = isinstance(client, redis.asyncio.RedisCluster)
         try:
-            return _facts(await client.info(**(_PRIMARIES if clustered else {})), clustered)
-        except _FAILURES as exc:
+            client = self.aclient()
+            clustered = isinstance(client, redis.asyncio.RedisCluster)
+            return self._placed(_facts(await client.info(**(_PRIMARIES if clustered else {})), clustered))
+        except FAILURES as exc:
             if _is_denied(exc):
-                return BufferFacts((), clustered)
+                return BufferFacts((), self._place.is_cluster)
             raise self._tier.failed(exc) from exc
+
+    def _placed(self, facts: BufferFacts) -> BufferFacts:
+        modes = {node.get("redis_mode") or node.get("server_mode") for node in facts.nodes}  # Valkey's name
+        for mode, kind, service in (("cluster", "a node of a cluster", ""), ("sentinel", "a sentinel", "/service")):
+            if not self._place.is_cluster and mode in modes:
+                raise ConfigurationError(f"Redis is {kind}: use redis+{mode}://host:port{service}, or a client for it.")
+        return facts
 
     def close(self) -> None:
         """Close the synchronous client, if it was made here."""
@@ -246,7 +217,8 @@ class RedisSide:
         """Close the running loop's client, if it was made here."""
         client = self._by_loop.pop(asyncio.get_running_loop(), None)
         if client is not None:
-            await client.aclose()
+            with contextlib.suppress(*FAILURES):
+                await self._place.aclose(client)
 
     def forget(self) -> None:
         """In a forked child: leave the parent's connections alone."""
@@ -254,56 +226,122 @@ class RedisSide:
         self._by_loop = weakref.WeakKeyDictionary()
 
 
+def is_astray(exc: BaseException) -> bool:
+    """Tell whether a cluster client has lost every node that it knew; a new one starts from the addresses given."""
+    return isinstance(exc, RedisClusterException)
+
+
 def _run_confirmed(client: SyncRedis, call: ScriptCall) -> list[Any]:
     """Run a script and, on the same connection, the command that waits for what the script has written."""
-    if isinstance(client, redis.RedisCluster):
-        node = client.get_node_from_key(call.keys[0])  # type: ignore[no-untyped-call]  # as redis-py has it
-        client = client.get_redis_connection(node)
     for evaluate, script in (("EVALSHA", call.script.sha), ("EVAL", call.script.source)):
-        pipe: Any = client.pipeline(transaction=False)
-        pipe.execute_command(evaluate, script, len(call.keys), *call.keys, *call.args)
-        pipe.execute_command(*call.confirm)
-        replies = pipe.execute(raise_on_error=False)
-        if not isinstance(replies[0], NoScriptError):
-            return _confirmed(replies)
-    raise replies[0]
+        both = _Together((evaluate, script, len(call.keys), *call.keys, *call.args), call.confirm)
+        [reply] = pipelined(client, [(call.keys[0], both)])
+        if not isinstance(reply, NoScriptError):
+            break
+    if isinstance(reply, Exception):
+        raise reply
+    return list(reply)
 
 
 async def _arun_confirmed(client: Any, call: ScriptCall) -> list[Any]:
     for evaluate, script in (("EVALSHA", call.script.sha), ("EVAL", call.script.source)):
+        both = _Together((evaluate, script, len(call.keys), *call.keys, *call.args), call.confirm)
         pipe = client.pipeline(transaction=False)
-        pipe.execute_command(evaluate, script, len(call.keys), *call.keys, *call.args)
-        pipe.execute_command(*call.confirm)
-        replies = await pipe.execute(raise_on_error=False)
-        if not isinstance(replies[0], NoScriptError):
-            return _confirmed(replies)
-    raise replies[0]
+        both(pipe)
+        reply = both.reply(await pipe.execute(raise_on_error=False))
+        if not isinstance(reply, NoScriptError):
+            break
+    if isinstance(reply, Exception):
+        raise reply
+    return list(reply)
 
 
-def _confirmed(replies: list[Any]) -> list[Any]:
-    if isinstance(replies[0], Exception):
-        raise replies[0]
-    if isinstance(replies[1], Exception) and not isinstance(replies[1], ResponseError):
-        raise replies[1]
+class _Together:
+    """Two commands that go over one connection, the second about what the first has done."""
+
+    def __init__(self, *commands: Sequence[Any]) -> None:
+        self._commands = commands
+
+    def __call__(self, pipe: Any) -> None:
+        for command in self._commands:
+            pipe.execute_command(*command)
+
+    @staticmethod
+    def reply(replies: Sequence[Any]) -> Any:
+        """Return both replies, or the error that says that the first command was not carried out.
+
+        A server that only refuses to wait has carried it out.
+        """
+        for reply in replies:
+            if isinstance(reply, Exception) and (reply is replies[0] or not isinstance(reply, ResponseError)):
+                return reply
+        return list(replies)
+
+
+def pipelined(client: SyncRedis, steps: Sequence[tuple[bytes, Callable[[Any], Any]]]) -> list[Any]:
+    """Run commands in one round trip to each server, each command atomic by itself.
+
+    Args:
+        client: The client.
+        steps: The key that a command is about, and a callable that adds the command to a pipeline.
+
+    Returns:
+        The replies; in the place of one that failed its error.
+
+    Raises:
+        RedisError: A single server could not be reached.
+    """
+    if not steps:
+        return []
+    if isinstance(client, redis.RedisCluster):
+        return _on_cluster(client, steps)
+    return _execute(client.pipeline(transaction=False), [add for _, add in steps], asking=False)
+
+
+def _on_cluster(client: Any, steps: Sequence[tuple[bytes, Callable[[Any], Any]]]) -> list[Any]:
+    # The client's own pipeline blocks EVALSHA, and after a time-out repeats its commands one by one.
+    replies: list[Any] = [None] * len(steps)
+    waiting = dict.fromkeys(range(len(steps)), "")  # which command -> where to ask for a slot that is on its way
+    for attempt in range(_REDIRECTS):
+        by_node: dict[tuple[str, bool], list[int]] = {}
+        for i, asked in waiting.items():
+            try:
+                name = asked or client.get_node_from_key(steps[i][0]).name
+                by_node.setdefault((name, bool(asked)), []).append(i)
+            except FAILURES as exc:
+                replies[i] = exc
+        waiting = {}
+        failed: dict[int, str] = {}
+        for (name, asking), positions in by_node.items():
+            try:
+                found = _on_node(client, name, asking, [steps[i][1] for i in positions])
+            except FAILURES as exc:
+                found = [exc] * len(positions)
+            for i, reply in zip(positions, found, strict=True):
+                replies[i] = reply
+                if isinstance(reply, AskError) and not isinstance(reply, MovedError):
+                    waiting[i] = f"{reply.host}:{reply.port}"
+                elif isinstance(reply, TryAgainError):
+                    waiting[i] = ""
+                elif isinstance(reply, _ELSEWHERE):
+                    failed[i] = name
+        if failed:
+            with contextlib.suppress(*FAILURES):
+                client.nodes_manager.initialize()
+                # Whoever has the slot now is asked; a server that is away is not asked twice.
+                waiting |= {i: "" for i, name in failed.items() if client.get_node_from_key(steps[i][0]).name != name}
+        if not waiting:
+            break
+        if attempt:
+            time.sleep(_TRY_AGAIN_PAUSE)
     return replies
 
 
-def run_pipeline(client: SyncRedis, calls: list[ScriptCall]) -> list[Any]:
-    """Run calls in one round trip, each atomic by itself."""
-    if not calls:
-        return []
-    for attempt in (0, 1):
-        pipe = client.pipeline(transaction=False)
-        for call in calls:
-            pipe.evalsha(call.script.sha, len(call.keys), *call.keys, *call.args)
-        try:
-            return list(pipe.execute())
-        except NoScriptError:
-            if attempt:
-                raise
-            for script in {call.script for call in calls}:
-                client.script_load(script.source)
-    raise AssertionError("the second attempt returns or raises")
+def _on_node(client: Any, name: str, asking: bool, adds: Sequence[Callable[[Any], Any]]) -> list[Any]:
+    node = client.get_node(node_name=name)
+    if node is None:
+        raise redis.ConnectionError(f"The cluster's node {name} is not known yet.")
+    return _execute(client.get_redis_connection(node).pipeline(transaction=False), adds, asking=asking)
 
 
 def ask_info(client: SyncRedis) -> BufferFacts:
@@ -328,20 +366,50 @@ def _facts(reply: Any, clustered: bool) -> BufferFacts:
     return BufferFacts(tuple(reply.values()) if by_node else (reply,), clustered)
 
 
-def _settings(client: SyncRedis | AsyncRedis) -> dict[str, Any]:
-    if isinstance(client, redis.Redis | redis.asyncio.Redis):
-        return dict(client.connection_pool.connection_kwargs)
-    if isinstance(client, redis.RedisCluster | redis.asyncio.RedisCluster):
-        return {}
-    raise ConfigurationError(
-        f"redis must be a URL or a client of redis-py, not {type(client).__name__}: use redis.Redis.from_url(...)."
-    )
-
-
-def _class_named(name: str, module: Any) -> Any:
-    found = getattr(module, name, None)
-    if found is None:
-        raise ConfigurationError(
-            f"The Redis client uses connections of a class of its own ({name}): give both redis= and async_redis=."
-        )
+def _execute(pipe: Any, adds: Sequence[Callable[[Any], Any]], *, asking: bool) -> list[Any]:
+    """Execute a pipeline; the reply to a `_Together` is that of its pair. ASKING goes before each command's first."""
+    ends = []
+    for add in adds:
+        if asking:
+            pipe.execute_command("ASKING")
+        add(pipe)
+        ends.append(len(pipe))
+    replies = list(pipe.execute(raise_on_error=False))
+    starts = [0, *ends[:-1]]
+    found = []
+    for add, start, end in zip(adds, starts, ends, strict=True):
+        mine = replies[start + asking : end]
+        found.append(add.reply(mine) if isinstance(add, _Together) else mine[0])
     return found
+
+
+def run_pipeline(client: SyncRedis, calls: Sequence[ScriptCall]) -> list[Any]:
+    """Run calls in one round trip to each server, each atomic by itself; see `pipelined`."""
+
+    def evalsha(call: ScriptCall) -> tuple[bytes, Callable[[Any], Any]]:
+        return call.keys[0], lambda pipe: pipe.evalsha(call.script.sha, len(call.keys), *call.keys, *call.args)
+
+    def evaluate(call: ScriptCall) -> tuple[bytes, Callable[[Any], Any]]:
+        return call.keys[0], lambda pipe: pipe.eval(call.script.source, len(call.keys), *call.keys, *call.args)
+
+    replies = pipelined(client, [evalsha(call) for call in calls])
+    # A server that has not seen a script yet gets its text once, and knows it for the rest.
+    unknown: dict[tuple[Any, bytes], list[int]] = {}
+    for i, reply in enumerate(replies):
+        if isinstance(reply, NoScriptError):
+            unknown.setdefault((calls[i].script, tag_of(calls[i].keys[0])), []).append(i)
+    again = [
+        evaluate(calls[i]) if n == 0 else evalsha(calls[i]) for group in unknown.values() for n, i in enumerate(group)
+    ]
+    positions = [i for group in unknown.values() for i in group]
+    for i, reply in zip(positions, pipelined(client, again), strict=True):
+        replies[i] = reply
+    return replies
+
+
+def _decodes(client: SyncRedis | AsyncRedis | None) -> bool:
+    if client is None:
+        return False
+    cluster = isinstance(client, redis.RedisCluster | redis.asyncio.RedisCluster)
+    holder: Any = client.nodes_manager if cluster else client.connection_pool  # type: ignore[union-attr]
+    return bool(holder.connection_kwargs.get("decode_responses"))

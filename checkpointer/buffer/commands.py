@@ -328,6 +328,14 @@ class Commands:
             drained.records.append(decode_record(name, payload))
         return drained
 
+    def scan(self, partition: int) -> ScriptCall:
+        """Ask how long a partition's oldest dirty record has waited, and how much is dirty.
+
+        Reply: milliseconds, -1 without one, and bytes.
+        """
+        state, threads = self.layout.state(partition), self.layout.threads(partition)
+        return ScriptCall(scripts.SCAN, [state, threads, threads + b":never"], [])
+
     def ack(self, thread_id: str, drained: Drained) -> ScriptCall:
         """Forget what was drained: it is in Postgres. Reply: how many records wait, or -1."""
         return ScriptCall(

@@ -57,6 +57,11 @@ def field(kind: str, *parts: str) -> bytes:
     return "\0".join((kind, *parts)).encode()
 
 
+def tag_of(key: bytes) -> bytes:
+    """Return what all keys of this key's partition begin with."""
+    return key[: key.index(b"}") + 1]
+
+
 class KeyLayout:
     """The keys of one application (prefix) with a fixed number of partitions."""
 

@@ -534,3 +534,18 @@ call('ZREM', WRITES, ARGV[1])
 return call('ZREM', ORDER, ARGV[1])
 """,
 )
+
+# KEYS: a partition's state and its set of dirty threads, and a key that never exists: with it this script is refused,
+# as the others are, while a cluster moves the slot. Reply: how long the oldest record has waited, in ms, -1 without
+# one; the bytes that are dirty.
+SCAN = Script(
+    "scan",
+    """#!lua flags=no-writes,allow-oom
+local bytes = tonumber(redis.call('HGET', KEYS[1], 'bytes') or 0)
+local first = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')
+if #first == 0 then return {-1, bytes} end
+local now = redis.call('TIME')
+-- Pinned threads have the score +inf: one that is alone there waits for nothing.
+return {math.max(0, now[1] * 1000 + math.floor(now[2] / 1000) - tonumber(first[2])), bytes}
+""",
+)

@@ -6,10 +6,11 @@ Not here: what one process owes (`ledger.py`). A *backlog* is that of all proces
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from checkpointer.buffer.clients import SyncRedis
+    from collections.abc import Callable, Mapping
+
     from checkpointer.buffer.keys import KeyLayout
 
 _AT_ONCE = 1_000
@@ -32,23 +33,19 @@ class Backlog:
     oldest_seconds: float = 0.0
 
 
-def measure(client: SyncRedis, layout: KeyLayout) -> Backlog:
-    """Count what waits in all partitions: one command for each thread that has something."""
-    pipe = client.pipeline(transaction=False)
-    for partition in range(layout.partitions):
-        pipe.zrange(layout.threads(partition), 0, -1, withscores=True)
-        pipe.hget(layout.state(partition), "bytes")
-    pipe.time()
-    *found, now = pipe.execute()
-    dirty = [(thread.decode(), score) for threads in found[::2] for thread, score in threads]
-    if not dirty:
-        return Backlog()
+def measure(read: Callable[..., list[Any]], scanned: Mapping[int, tuple[int, float]], layout: KeyLayout) -> Backlog:
+    """Count what waits in all partitions: one command for each thread that has something.
+
+    Args:
+        read: Reads keys: `read(keys, command, *arguments)`.
+        scanned: For each partition with dirty records their bytes and for how many seconds the oldest waits.
+        layout: The keys.
+    """
+    found = read([layout.threads(partition) for partition in range(layout.partitions)], "zrange", 0, -1)
+    dirty = [thread.decode() for threads in found for thread in threads]
     records = 0
     for start in range(0, len(dirty), _AT_ONCE):
-        pipe = client.pipeline(transaction=False)
-        for thread, _ in dirty[start : start + _AT_ONCE]:
-            pipe.zcard(layout.thread(thread).order)
-        records += sum(pipe.execute())
-    oldest = min(score for _, score in dirty)
-    held_bytes = sum(int(held or 0) for held in found[1::2])
-    return Backlog(len(dirty), records, held_bytes, max(0.0, now[0] + now[1] / 1e6 - oldest / 1000))
+        some = dirty[start : start + _AT_ONCE]
+        records += sum(read([layout.thread(thread).order for thread in some], "zcard"))
+    held_bytes = sum(held for held, _ in scanned.values())
+    return Backlog(len(dirty), records, held_bytes, max((age for _, age in scanned.values()), default=0.0))

@@ -12,15 +12,15 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import dataclass, field
+from operator import methodcaller
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-from redis.exceptions import RedisError
 
-from checkpointer.buffer.clients import run_pipeline
+from checkpointer.buffer.clients import FAILURES, is_astray, pipelined, run_pipeline
 from checkpointer.buffer.commands import DirtyBlob, DirtyCheckpoint, DirtyRecord, Drained, Undecodable, decode_record
 from checkpointer.checks import as_error, partition_findings
-from checkpointer.errors import CheckpointerError
+from checkpointer.errors import BufferUnavailableError, CheckpointerError
 from checkpointer.flush import poison, tombstones
 from checkpointer.flush.backlog import measure
 from checkpointer.flush.report import FlushTotals
@@ -30,13 +30,15 @@ from checkpointer.store.clients import not_set_up
 from checkpointer.store.writes import Batch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from psycopg import Connection
     from psycopg.rows import DictRow
 
-    from checkpointer.buffer.clients import RedisSide, SyncRedis
-    from checkpointer.buffer.commands import Commands
+    from checkpointer.buffer.clients import RedisSide
+    from checkpointer.buffer.commands import Commands, ScriptCall
+    from checkpointer.buffer.places import SyncRedis
+    from checkpointer.errors import TierUnavailableError
     from checkpointer.flush.backlog import Backlog
     from checkpointer.flush.ledger import Debt, Owed
     from checkpointer.flush.tombstones import Name
@@ -211,6 +213,7 @@ class Session:
         self._redis_tier = redis_tier
         self._postgres_tier = postgres_tier
         self._redis: SyncRedis | None = None
+        self._unanswered: set[bytes | None] = set()
         self._conn: LimitedConnection[DictRow] | None = None
         self._share = range(options.partitions) if share is None else share
         self._idle_ms = int(max(_IDLE_SECONDS, options.redis_timeout * _THREADS_AT_ONCE / _DRAINED_AT_ONCE) * 1000)
@@ -271,29 +274,68 @@ class Session:
                 check_partitions(options, row["stored"])
         return self._conn
 
-    @contextlib.contextmanager
-    def _redis_errors(self) -> Iterator[None]:
-        begun = time.monotonic()
-        try:
-            yield
-        except (RedisError, OSError) as exc:
-            raise self._redis_tier.failed(exc) from exc
-        self._redis_tier.succeeded(begun)
-
     def redis(self) -> SyncRedis:
         """Return the Redis client."""
         if self._redis is None:
             self._redis = self._redis_side.dedicated()
         return self._redis
 
-    def pipeline(self, calls: Sequence[Any]) -> list[Any]:
-        """Run script calls in one round trip.
+    def pipeline(self, calls: Sequence[ScriptCall]) -> list[Any]:
+        """Run script calls in one round trip to each server.
 
         Raises:
             BufferUnavailableError: Redis cannot be reached or refuses.
         """
-        with self._redis_errors():
-            return run_pipeline(self.redis(), list(calls))
+        keys = [call.keys[0] for call in calls]
+        replies, error = self._ask(keys, lambda client: run_pipeline(client, calls), proof=True)
+        if error is not None:
+            raise error
+        return replies
+
+    def _ask(
+        self, keys: Sequence[bytes], ask: Callable[[SyncRedis], list[Any]], *, proof: bool
+    ) -> tuple[list[Any], TierUnavailableError | None]:
+        """Ask Redis about keys, and note for each of its parts whether it answered.
+
+        Args:
+            keys: What each reply is about.
+            ask: Asks.
+            proof: The answer of a part proves that it works. One about a single key does not: it is given even while
+                the slot is on its way to another server, when the scripts are refused.
+
+        Returns:
+            The replies, errors in their places, and an error if there is one.
+        """
+        begun = time.monotonic()
+        self._unanswered = set()
+        try:
+            replies = ask(self.redis())
+        except FAILURES as exc:
+            self._drop_redis(exc)
+            raise self._redis_tier.failed(exc) from exc
+        error: TierUnavailableError | None = None
+        parts: dict[bytes | None, BaseException | None] = {}
+        for key, reply in zip(keys, replies, strict=True):
+            part = self._redis_side.part_of(key)
+            parts[part] = parts.get(part) or (reply if isinstance(reply, FAILURES) else None)
+        for part, failure in parts.items():
+            if failure is None:
+                self._redis_tier.succeeded(begun, part if proof else None)
+            else:
+                self._drop_redis(failure)
+                self._unanswered.add(part)
+                error = self._redis_tier.failed(failure, part)
+        return replies, error
+
+    def _drop_redis(self, exc: BaseException) -> None:
+        if is_astray(exc):
+            self._close_redis()
+
+    def _close_redis(self) -> None:
+        client, self._redis = self._redis, None
+        if client is not None:
+            with contextlib.suppress(*FAILURES):
+                client.close()
 
     def give_up(self) -> None:
         """From another thread: no longer wait for a Postgres that does not answer."""
@@ -307,29 +349,22 @@ class Session:
     def close(self) -> None:
         """Close both connections; the session can be used again."""
         self._drop_connection()
-        client, self._redis = self._redis, None
-        if client is not None:
-            with contextlib.suppress(RedisError, OSError):
-                client.close()
+        self._close_redis()
 
     # -- reading the buffer --------------------------------------------------------------------------------------
 
     def scan(self) -> dict[int, tuple[int, float]]:
-        """Return for each partition with dirty records their bytes, and for how many seconds the oldest waits."""
-        layout = self.commands.layout
-        with self._redis_errors():
-            pipe = self.redis().pipeline(transaction=False)
-            for partition in range(layout.partitions):
-                pipe.zrange(layout.threads(partition), 0, 0, withscores=True)
-                pipe.hget(layout.state(partition), "bytes")
-            pipe.time()
-            *found, (seconds, micros) = pipe.execute()
-        now = seconds * 1000 + micros / 1000
-        return {
-            partition: (int(held or 0), max(0.0, now - first[0][1]) / 1000)
-            for partition, (first, held) in enumerate(zip(found[::2], found[1::2], strict=True))
-            if first
-        }
+        """Return for each partition with dirty records their bytes, and for how many seconds the oldest waits.
+
+        A partition of a cluster that is away is not among them, and does not hold up the others.
+        """
+        calls = [self.commands.scan(partition) for partition in range(self.commands.layout.partitions)]
+        keys = [call.keys[0] for call in calls]
+        replies, error = self._ask(keys, lambda client: run_pipeline(client, calls), proof=True)
+        if error is not None and not any(isinstance(reply, list) for reply in replies):
+            raise error
+        found = {partition: reply for partition, reply in enumerate(replies) if isinstance(reply, list)}
+        return {partition: (held, age / 1000) for partition, (age, held) in found.items() if age != -1}
 
     def dirty_threads(self, partitions: Iterable[int] | None = None, *, pinned: bool = True) -> list[str]:
         """Return the threads with dirty records, of these partitions or of all, as far as they are in the share.
@@ -339,22 +374,15 @@ class Session:
         layout = self.commands.layout
         wanted = None if partitions is None else set(partitions)
         keys = [layout.threads(p) for p in self._share if wanted is None or p in wanted]
-        if not keys:
-            return []
-        with self._redis_errors():
-            pipe = self.redis().pipeline(transaction=False)
-            for key in keys:
-                pipe.zrangebyscore(key, "-inf", "inf" if pinned else "(inf")
-            return [thread.decode() for found in pipe.execute() for thread in found]
+        found = self._read(keys, "zrangebyscore", "-inf", "inf" if pinned else "(inf")
+        return [thread.decode() for members in found for thread in members]
 
     def pinned_threads(self) -> list[str]:
         """Return the threads that are marked as pinned."""
         layout = self.commands.layout
-        with self._redis_errors():
-            pipe = self.redis().pipeline(transaction=False)
-            for partition in range(layout.partitions):
-                pipe.zrangebyscore(layout.threads(partition), "inf", "inf")
-            return [thread.decode() for found in pipe.execute() for thread in found]
+        keys = [layout.threads(partition) for partition in range(layout.partitions)]
+        found = self._read(keys, "zrangebyscore", "inf", "inf")
+        return [thread.decode() for members in found for thread in members]
 
     def backlog(self) -> Backlog:
         """Return how much waits in the buffer.
@@ -362,17 +390,21 @@ class Session:
         Raises:
             BufferUnavailableError: Redis cannot be reached or refuses.
         """
-        with self._redis_errors():
-            return measure(self.redis(), self.commands.layout)
+        return measure(self._read, self.scan(), self.commands.layout)
 
     def sequences(self, partitions: Iterable[int]) -> dict[int, int]:
         """Return the partitions' sequences."""
         wanted = list(partitions)
-        with self._redis_errors():
-            pipe = self.redis().pipeline(transaction=False)
-            for partition in wanted:
-                pipe.hget(self.commands.layout.state(partition), "sequence")
-            return {p: int(value or 0) for p, value in zip(wanted, pipe.execute(), strict=True)}
+        found = self._read([self.commands.layout.state(partition) for partition in wanted], "hget", "sequence")
+        return {partition: int(value or 0) for partition, value in zip(wanted, found, strict=True)}
+
+    def _read(self, keys: Sequence[bytes], command: str, *args: Any) -> list[Any]:
+        """Read keys in one round trip to each server."""
+        steps = [(key, methodcaller(command, key, *args)) for key in keys]
+        replies, error = self._ask(keys, lambda client: pipelined(client, steps), proof=False)
+        if error is not None:
+            raise error
+        return replies
 
     # -- writing Postgres ----------------------------------------------------------------------------------------
 
@@ -440,11 +472,24 @@ class Session:
             BufferUnavailableError: Redis cannot be reached or refuses.
         """
         targets: dict[str, int | None] = dict.fromkeys(thread_ids)
+        away: BufferUnavailableError | None = None
         while targets and not self._interrupted:
             chunk = list(targets)[:_THREADS_AT_ONCE]
-            finished = self._flush_chunk(chunk, targets, wait, progress, replays or {})
+            try:
+                finished = self._flush_chunk(chunk, targets, wait, progress, replays or {})
+            except BufferUnavailableError as exc:
+                finished = [t for t in targets if self._part_of(t) in self._unanswered - {None}]
+                if not finished:
+                    raise
+                # In a cluster, a part that is away does not hold up the others.
+                away = exc
             for thread in finished:
                 del targets[thread]
+        if away is not None:
+            raise away
+
+    def _part_of(self, thread: str) -> bytes | None:
+        return self._redis_side.part_of(self.commands.layout.thread(thread).state)
 
     def _flush_chunk(
         self,
@@ -603,8 +648,7 @@ class Session:
 
     def _restore(self, thread: str, found: Drained, letter: poison.Letter, cur: psycopg.Cursor[DictRow]) -> bool:
         """Put a dead letter's record before the drained ones, if Redis has lost it; returns whether it has."""
-        with self._redis_errors():
-            held = self.redis().hexists(self.commands.layout.thread(thread).dirty, letter.field)
+        [held] = self._read([self.commands.layout.thread(thread).dirty], "hexists", letter.field)
         payload = None if held else poison.payload_of(cur, letter)
         if payload is None:
             return False
@@ -724,11 +768,7 @@ class Session:
 
     def _latest_ids(self, thread_ids: Sequence[str]) -> list[str]:
         """Return the latest checkpoint id of each thread that Redis knows, or an empty one."""
-        with self._redis_errors():
-            pipe = self.redis().pipeline(transaction=False)
-            for thread in thread_ids:
-                pipe.hgetall(self.commands.layout.thread(thread).facts)
-            facts = pipe.execute()
+        facts = self._read([self.commands.layout.thread(thread).facts for thread in thread_ids], "hgetall")
         return [
             max((value.decode() for name, value in found.items() if name.startswith(b"h\0")), default="")
             for found in facts
