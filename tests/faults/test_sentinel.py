@@ -20,6 +20,7 @@ from helpers import await_until, wait_until
 from load import Load, steps
 
 from checkpointer import BufferedPostgresSaver, BufferUnavailableError, CheckpointEvent, ConfigurationError
+from checkpointer.buffer import scripts
 from checkpointer.buffer.places import place_of_url
 
 if TYPE_CHECKING:
@@ -161,6 +162,12 @@ def documented_rights(prefix: str, password: str) -> list[str]:
     (line,) = re.findall(r"^ACL SETUSER checkpointer (.*?)^```", text, re.MULTILINE | re.DOTALL)
     rules = line.replace("\\\n", " ").replace("~checkpointer:*", f"~{prefix}:*").replace(">PASSWORD", f">{password}")
     return rules.split()
+
+
+def test_every_command_of_every_script_is_among_the_documented_rights() -> None:
+    sources = [found.source for found in vars(scripts).values() if isinstance(found, scripts.Script)]
+    used = {command.lower() for source in sources for command in re.findall(r"call\('([A-Z]+)'", source)}
+    assert {f"+{command}" for command in used} <= set(documented_rights("p", "pw"))
 
 
 async def use_everything(saver: Any) -> None:
