@@ -1,5 +1,8 @@
-"""A small TCP proxy between a client and a server: counts round trips, cuts connections, lets them go silent, or
-holds single messages back.
+"""A small TCP proxy between a client and a server: counts round trips, and is the network that fails.
+
+Not here: the servers' own failures (`embedded.Server` kills and pauses them). A *link* is one client connection with
+the connection to the server that it became. A *turn* begins when a client speaks after the server, or first: a round
+trip. A *trap* waits for a request that contains some bytes.
 """
 
 from __future__ import annotations
@@ -7,43 +10,60 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from typing import TYPE_CHECKING
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+
+@dataclass(eq=False)
+class _Link:
+    client: socket.socket
+    server: socket.socket
+    answered: bool = True
+    """Whether the server spoke last."""
+    silent: bool = False
+    at_reply: list[_Trap] = field(default_factory=list)
+    """What is to happen when the server answers."""
+
+    def end(self) -> None:
+        for side in (self.client, self.server):
+            with contextlib.suppress(OSError):
+                side.shutdown(socket.SHUT_RDWR)
+
+
+@dataclass(frozen=True, eq=False)
+class _Trap:
+    containing: bytes
+    on: Literal["request", "reply"]
+    act: Callable[[], object]
+    passing: int | None
+    sent: Callable[[], object] = lambda: None
 
 
 class Hold:
-    """Holds back the first message of a client that has a token in it, or the reply to that message.
+    """A message that is held back.
 
     Attributes:
         taken: Set once the message is held.
         gone: Set once it was released and sent on.
     """
 
-    def __init__(self, token: bytes, *, reply: bool) -> None:
-        self._token = token
-        self._reply = reply
-        self._connection: object = None
+    def __init__(self) -> None:
         self._released = threading.Event()
         self.taken = threading.Event()
         self.gone = threading.Event()
 
-    def pass_by(self, data: bytes, speaker: str, connection: object) -> bool:
-        """Return when the message may go on: whether it was held."""
-        if speaker == "client" and self._connection is None and self._token in data:
-            self._connection = connection
-            if self._reply:
-                return False
-        elif not (self._reply and speaker == "server" and self._connection is connection):
-            return False
+    def keep(self) -> None:
+        """Return once the message may go on."""
         self.taken.set()
         self._released.wait()
-        return True
 
     def release(self) -> None:
-        """Let everything pass from now on."""
+        """Let it pass, now or when it comes."""
         self._released.set()
 
 
@@ -51,7 +71,9 @@ class Proxy:
     """Forwards to one server.
 
     Attributes:
-        turns: Round trips so far: how often a client spoke after the server, or first.
+        turns: Round trips so far.
+        request_delay: Seconds that each piece of a request is held up.
+        reply_delay: Seconds that each piece of a reply is held up.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -59,12 +81,15 @@ class Proxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._lock = threading.Lock()
-        self._sockets: set[socket.socket] = set()
-        self._silent: set[socket.socket] = set()
-        self._refusing = False
-        self._hold: Hold | None = None
+        self._links: set[_Link] = set()
+        self._traps: list[_Trap] = []
+        self._refusing = self._silent = False
+        self._holds: list[Hold] = []
         self.turns = 0
+        self.request_delay = self.reply_delay = 0.0
         threading.Thread(target=self._accept, daemon=True).start()
+
+    # -- forwarding ----------------------------------------------------------------------------------------------
 
     def _accept(self) -> None:
         while True:
@@ -82,62 +107,128 @@ class Proxy:
                 continue
             for end in (client, server):
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            link = _Link(client, server, silent=self._silent)
             with self._lock:
-                self._sockets |= {client, server}
-            last = ["server"]
-            threading.Thread(target=self._pump, args=(client, server, "client", last), daemon=True).start()
-            threading.Thread(target=self._pump, args=(server, client, "server", last), daemon=True).start()
+                self._links.add(link)
+            if self._refusing:
+                link.end()
+            threading.Thread(target=self._pump, args=(link, client, server, self._request), daemon=True).start()
+            threading.Thread(target=self._pump, args=(link, server, client, self._reply), daemon=True).start()
 
-    def _pump(self, source: socket.socket, sink: socket.socket, speaker: str, last: list[str]) -> None:
+    def _pump(
+        self,
+        link: _Link,
+        source: socket.socket,
+        sink: socket.socket,
+        look: Callable[[_Link, bytes], tuple[bytes, list[_Trap]]],
+    ) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
-                if source in self._silent:
+                if link.silent:
                     continue
-                with self._lock:
-                    if speaker == "client" and last[0] == "server":
-                        self.turns += 1
-                    last[0] = speaker
-                held = (hold := self._hold) is not None and hold.pass_by(data, speaker, last)
-                sink.sendall(data)
-                if held and hold is not None:
-                    hold.gone.set()
-        for end in (source, sink):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-            end.close()
-            with self._lock:
-                self._sockets.discard(end)
+                if delay := self.request_delay if source is link.client else self.reply_delay:
+                    time.sleep(delay)
+                passed, sprung = look(link, data)
+                sink.sendall(passed)
+                for trap in sprung:
+                    trap.sent()
+                if len(passed) < len(data):
+                    break
+        link.end()
+        source.close()
+        with self._lock:
+            self._links.discard(link)
+
+    def _request(self, link: _Link, data: bytes) -> tuple[bytes, list[_Trap]]:
+        with self._lock:
+            self.turns += link.answered
+            link.answered = False
+            sprung = [trap for trap in self._traps if trap.containing in data]
+            self._traps = [trap for trap in self._traps if trap not in sprung]
+        for trap in sprung:
+            if trap.on == "reply":
+                link.at_reply.append(trap)
+        return self._spring([trap for trap in sprung if trap.on == "request"], data)
+
+    def _reply(self, link: _Link, data: bytes) -> tuple[bytes, list[_Trap]]:
+        with self._lock:
+            link.answered = True
+            sprung, link.at_reply = link.at_reply, []
+        return self._spring(sprung, data)
+
+    @staticmethod
+    def _spring(traps: list[_Trap], data: bytes) -> tuple[bytes, list[_Trap]]:
+        for trap in traps:
+            trap.act()
+            if trap.passing is not None:
+                return data[: min(trap.passing, len(data) - 1)], traps
+        return data, traps
+
+    # -- failing -------------------------------------------------------------------------------------------------
 
     def cut(self) -> None:
         """End all connections."""
         with self._lock:
-            ends = list(self._sockets)
-        for end in ends:
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-    def silence(self) -> None:
-        """Keep the connections of now open, and swallow what comes on them."""
-        with self._lock:
-            self._silent |= self._sockets
+            links = list(self._links)
+        for link in links:
+            link.end()
 
     def refuse(self) -> None:
         """End all connections and take no new ones."""
         self._refusing = True
         self.cut()
 
+    def silence(self, *, new_ones: bool = False) -> None:
+        """Keep the connections of now open, and swallow what comes on them, from both sides: half-open connections.
+
+        With `new_ones`, those that are taken from now on too, until `allow()`.
+        """
+        with self._lock:
+            self._silent = new_ones
+            for link in self._links:
+                link.silent = True
+
     def allow(self) -> None:
-        """Take connections again."""
-        self._refusing = False
+        """Take connections again; those that missed something end."""
+        self._refusing = self._silent = False
+        with self._lock:
+            silent = [link for link in self._links if link.silent]
+        for link in silent:
+            link.end()
 
     def hold(self, token: bytes, *, reply: bool) -> Hold:
-        """Hold the next message that has this token in it, or the reply to it; one at a time."""
-        self._hold = Hold(token, reply=reply)
-        return self._hold
+        """Hold the next message that has this token in it, or the reply to it."""
+        hold = Hold()
+        self._holds.append(hold)
+        with self._lock:
+            self._traps.append(_Trap(token, "reply" if reply else "request", hold.keep, None, hold.gone.set))
+        return hold
+
+    def trap(
+        self,
+        containing: bytes,
+        act: Callable[[], object] = lambda: None,
+        *,
+        on: Literal["request", "reply"] = "request",
+        passing: int | None = None,
+    ) -> None:
+        """Call `act`, once, at the next request that contains these bytes: before it, or its reply, is passed on.
+
+        With `passing`, only so many bytes of it are, and the connection ends.
+        """
+        with self._lock:
+            self._traps.append(_Trap(containing, on, act, passing))
+
+    def cut_reply(self, containing: bytes = b"", *, after: int = 0) -> None:
+        """End the connection of the next request that contains these bytes after so many bytes of its reply.
+
+        The server has done the work, and the client does not learn it.
+        """
+        self.trap(containing, on="reply", passing=after)
 
     def close(self) -> None:
-        if self._hold is not None:
-            self._hold.release()
+        for hold in self._holds:
+            hold.release()
         self._listener.close()
         self.cut()
 
