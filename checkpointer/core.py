@@ -7,7 +7,6 @@ once may live in the saver itself.
 from __future__ import annotations
 
 import asyncio
-import threading
 from typing import TYPE_CHECKING, Any
 
 from checkpointer.buffer.clients import RedisSide
@@ -72,7 +71,7 @@ class Core:
         self.ledger = Ledger()
         self.marks = WaterMarks(options, emit)
         self.flusher = self.make_flusher()
-        puts = Puts(
+        self.puts = Puts(
             self.commands,
             self.ledger,
             options,
@@ -81,9 +80,8 @@ class Core:
             self.postgres_tier,
             self.flusher,
             self.marks,
-            threading.Lock(),
         )
-        self.operations = Operations(self.commands, self.ledger, options, self.flusher, puts, emit)
+        self.operations = Operations(self.commands, self.ledger, options, self.flusher, self.puts, emit)
         self._closed = False
         context = HookContext(
             connect_postgres=self.postgres.for_hook,
@@ -154,6 +152,8 @@ class Core:
 
     def forget(self) -> None:
         """In a forked child: start anew; the parent's connections and debts stay the parent's."""
+        for owner in (self.redis_tier, self.postgres_tier, self.marks, self.puts):
+            owner.renew_lock()
         self.redis.forget()
         self.postgres.forget()
         self.ledger.clear()

@@ -213,12 +213,15 @@ class Operations:
         try:
             found = yield from self._buffered(address, checkpoint_id)
             if checkpoint_id is None and (found.complete or (found.knows_all and found.head is None)):
-                if not self._options.verify_reads and not found.is_stale and found.last >= found.replay:
+                passed = self._ledger.is_passed(address.thread_id)
+                is_old = passed or found.is_stale or found.last < found.replay
+                if not self._options.verify_reads and not is_old:
                     return from_buffer(address, found, None)
                 opening = opening and not found.open
                 try:
                     rows = yield reads.verify(self._options.prefix, address, opening=opening)
-                except StoreUnavailableError:
+                except StoreUnavailableError as exc:
+                    self._require_buffer_alone(address, found, exc)
                     return from_buffer(address, found, None)
                 if opening:
                     self._puts.opened(address.thread_id, threads.read_opening(rows))
@@ -291,14 +294,21 @@ class Operations:
             rest = reads.read_parts((yield reads.parts(address, snapshot.checkpoint_id, refs)))
             return complete(snapshot, *rest, found)
         except StoreUnavailableError as exc:
-            if found.complete and checkpoint_id in (None, found.head):
-                return from_buffer(address, found, None)
-            if self._options.on_unverifiable == "serve":
-                return from_buffer(address, found, None)
+            is_all = found.complete and checkpoint_id in (None, found.head)
+            self._require_buffer_alone(address, found, exc, is_all=is_all)
+            return from_buffer(address, found, None)
+
+    def _require_buffer_alone(
+        self, address: Address, found: BufferRead, cause: StoreUnavailableError, *, is_all: bool = True
+    ) -> None:
+        """Check that Redis alone may answer while Postgres is away: it has all, and nothing went around it."""
+        if self._options.on_unverifiable == "serve":
+            return
+        if not is_all or found.is_stale or self._ledger.is_passed(address.thread_id):
             raise StoreUnavailableError(
                 f"Postgres cannot be reached, and Redis does not hold all of thread {address.thread_id!r}. Try again "
                 "when Postgres is back, or set on_unverifiable='serve' to read what Redis has."
-            ) from exc
+            ) from cause
 
     def _snapshot_without_buffer(
         self, address: Address, checkpoint_id: str | None, cause: BufferUnavailableError

@@ -9,6 +9,7 @@ it continues a checkpoint of a thread that was deleted meanwhile.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,6 @@ from checkpointer.store.reads import Query
 from checkpointer.store.writes import Batch
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable, Generator, Sequence
 
     from langchain_core.runnables import RunnableConfig
@@ -93,7 +93,6 @@ class Puts:
         postgres_tier: The health of Postgres.
         flusher: Has threads flushed.
         marks: How full the buffer is.
-        lock: Guards what is kept here by thread.
     """
 
     def __init__(
@@ -106,7 +105,6 @@ class Puts:
         postgres_tier: Tier,
         flusher: Flusher,
         marks: WaterMarks,
-        lock: threading.Lock,
     ) -> None:
         self._commands = commands
         self._ledger = ledger
@@ -116,18 +114,20 @@ class Puts:
         self._postgres_tier = postgres_tier
         self._flusher = flusher
         self._marks = marks
-        self._lock = lock
+        self._lock = threading.Lock()
         # What cold reads learned of whole threads: thread -> packed heads, for the thread's next put.
         self._known: OrderedDict[str, bytes] = OrderedDict()
         # Threads that a read has opened for the puts that follow: thread -> opening, and when.
         self._openings: OrderedDict[str, tuple[Opening, float]] = OrderedDict()
-        # Threads that went around: before the next put into the buffer, what it has is flushed.
-        self._around: OrderedDict[str, None] = OrderedDict()
         # Threads whose users were told of the outage of Redis with this number, and of late puts.
         self._told: set[str] = set()
         self._told_of = 0
         self._told_late: OrderedDict[str, None] = OrderedDict()
         self._unconfirmed_at = 0.0
+
+    def renew_lock(self) -> None:
+        """In a forked child: whoever held the lock is not here."""
+        self._lock = threading.Lock()
 
     # -- what reads tell -----------------------------------------------------------------------------------------
 
@@ -158,6 +158,7 @@ class Puts:
         """Store a checkpoint: in the buffer, or in Postgres if the buffer cannot take it."""
         about = _About(put)
         address = put.address
+        self._flusher.start()
         self._ledger.begin(address.thread_id)
         self._report_changes(about, put.changes)
         saved = saved_config(address, put.row.checkpoint_id)
@@ -208,6 +209,7 @@ class Puts:
         """Store pending writes: in the buffer, or in Postgres if the buffer cannot take them."""
         about = _About(put)
         address = put.address
+        self._flusher.start()
         self._ledger.begin(address.thread_id)
         self._report_changes(about, put.changes)
         level = put.ack or self._options.ack
@@ -250,8 +252,12 @@ class Puts:
         thread = about.address.thread_id
         partition = self._commands.layout.partition_of(thread)
         yield from self._hold_back()
-        if thread in self._around and not self._redis_tier.is_away(tag_of(self._commands.layout.threads(partition))):
-            yield from self._flush_what_was_passed(thread)
+        tag = tag_of(self._commands.layout.threads(partition))
+        if self._ledger.is_passed(thread) and not self._redis_tier.is_away(tag):
+            # What it has is flushed first, so that the new comes after it. If that fails, what is flushed later
+            # replaces nothing (flush/session.py).
+            with contextlib.suppress(CheckpointerError):
+                yield Flushed(thread, 0)
         opening = self._opening(thread)
         whole = opening is not None and opening.existed
         standing = Standing(
@@ -285,15 +291,6 @@ class Puts:
         if (pause := self._marks.pause()) and not self._postgres_tier.is_down:
             self._flusher.wake(self._ledger.threads())
             yield Pause(pause)
-
-    def _flush_what_was_passed(self, thread: str) -> Generator[Step, Any, None]:
-        """Flush what Redis had of a thread before some of it went around, so that the new comes after it."""
-        try:
-            yield Flushed(thread, 0)
-        except CheckpointerError:
-            return  # not yet; what is flushed later replaces nothing (flush/session.py)
-        with self._lock:
-            self._around.pop(thread, None)
 
     def _open(self, thread: str, standing: Standing) -> Generator[Step, Any, tuple[Standing, bool]]:
         try:
@@ -428,8 +425,7 @@ class Puts:
         wait = self._options.postgres_timeout
         owes = self._ledger.debt(thread) is not None
         name = (about.address.checkpoint_ns, about.checkpoint_id) if about.operation == "put" else None
-        with self._lock:
-            _keep(self._around, thread, None)
+        self._ledger.went_around(thread)
         try:
             late = yield Job(lambda session: session.write_around(batch, thread, name, origin, owes, wait))
         except (StoreUnavailableError, LockedElsewhereError) as exc:

@@ -49,6 +49,10 @@ class Tier:
         self._down_since = 0.0
         self.outages = 0
 
+    def renew_lock(self) -> None:
+        """In a forked child: whoever held the lock is not here."""
+        self._lock = threading.Lock()
+
     @property
     def is_down(self) -> bool:
         """Whether the last call, or the last one to some part, failed."""

@@ -42,6 +42,10 @@ class WaterMarks:
         # Most puts only have to look at this.
         self.pressure = 0.0
 
+    def renew_lock(self) -> None:
+        """In a forked child: whoever held the lock is not here."""
+        self._lock = threading.Lock()
+
     def note(self, partition: int, held_bytes: int, age: float) -> None:
         """Note what a partition holds and for how many seconds its oldest record has waited."""
         with self._lock:

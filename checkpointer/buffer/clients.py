@@ -222,6 +222,7 @@ class RedisSide:
 
     def forget(self) -> None:
         """In a forked child: leave the parent's connections alone."""
+        self._lock = threading.Lock()
         self._client = self._given
         self._by_loop = weakref.WeakKeyDictionary()
 

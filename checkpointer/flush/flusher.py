@@ -211,6 +211,7 @@ class Flusher:
 
     def forget(self) -> None:
         """In a forked child: the parent's thread, connections and debts are not ours."""
+        self._session.forget()
         self._cond = threading.Condition()
         self._thread = None
         self._jobs.clear()
@@ -293,7 +294,7 @@ class Flusher:
         recovered = Progress()
         age = self._options.flush_age
         try:
-            wanted = dict.fromkeys(urgent)
+            wanted = dict.fromkeys([*urgent, *self.ledger.passed()])
             if recovering:
                 found = self._session.dirty_threads()
                 earlier = [thread for thread in found if not self.ledger.works_on(thread)]
@@ -382,6 +383,10 @@ class Flusher:
         owed = self.ledger.sequences(wanted)
         try:
             session.flush(wanted, wait, progress, replays)
+            if behind := [thread for thread in progress.done if self.ledger.is_passed(thread)]:
+                # What is flushed has replaced nothing (session.py), but Redis' head would still count as the latest.
+                session.pipeline([session.commands.drop(thread, 0) for thread in behind])
+                self.ledger.caught_up(behind)
         except BaseException:
             self._settle(progress, owed)
             raise

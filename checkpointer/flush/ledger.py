@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _RECENT = 10_000
+_PASSED = 100_000
 
 
 class Owed(NamedTuple):
@@ -82,6 +83,8 @@ class Ledger:
         self._floors: dict[int, int] = {}
         # Threads of which Redis has forgotten something, until it is known what is lost.
         self._suspects: set[str] = set()
+        # Threads of which something went around Redis: what Redis has of them is older.
+        self._passed: OrderedDict[str, None] = OrderedDict()
         # Threads that a dead letter holds up: thread -> when to look again. What they owe is not due.
         self._pinned: dict[str, float] = {}
 
@@ -173,6 +176,28 @@ class Ledger:
         """Tell whether what is owed for a thread has to be looked for."""
         return thread_id in self._suspects
 
+    def went_around(self, thread_id: str) -> None:
+        """Note that something of a thread goes around Redis, so that what Redis has of it is older."""
+        with self._lock:
+            self._passed[thread_id] = None
+            if len(self._passed) > _PASSED:
+                self._passed.popitem(last=False)
+
+    def is_passed(self, thread_id: str) -> bool:
+        """Tell whether Redis may have less of a thread than what went around it."""
+        return thread_id in self._passed
+
+    def passed(self) -> list[str]:
+        """Return the threads of which Redis may have less than what went around it."""
+        with self._lock:
+            return list(self._passed)
+
+    def caught_up(self, thread_ids: Iterable[str]) -> None:
+        """Note that Redis has forgotten what it had of threads that was older."""
+        with self._lock:
+            for thread_id in thread_ids:
+                self._passed.pop(thread_id, None)
+
     def expected(self, thread_id: str) -> int:
         """Return the last sequence number that Redis must know of a thread."""
         debt = None if thread_id in self._suspects else self._debts.get(thread_id)
@@ -196,6 +221,7 @@ class Ledger:
         self._recent.clear()
         self._floors.clear()
         self._suspects.clear()
+        self._passed.clear()
         self._pinned.clear()
         self._records = 0
 

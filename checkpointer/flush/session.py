@@ -346,6 +346,10 @@ class Session:
         """Have a flush end after the batch that it is at; from any thread, and for good."""
         self._interrupted = True
 
+    def forget(self) -> None:
+        """In a forked child: the connections are the parent's, and are left alone."""
+        self._conn = self._redis = None
+
     def close(self) -> None:
         """Close both connections; the session can be used again."""
         self._drop_connection()

@@ -360,6 +360,7 @@ class PostgresSide:
 
     def forget(self) -> None:
         """In a forked child: leave the parent's connections alone."""
+        self._lock = threading.Lock()
         self._pool = self._given_pool
         self._by_loop = weakref.WeakKeyDictionary()
 

@@ -13,8 +13,10 @@ THREAD = "of-the-child"
 
 
 def run(postgres_uri: str, redis_url: str, prefix: str, log: str, asynchronous: bool) -> None:
+    # What the test holds back must not count as an outage, after which reads wait for the flush.
+    patience: Any = {"redis_timeout": 60.0, "query_timeout": 60.0}
     saver: Any = RecordingSaver.from_conn_string(
-        postgres_uri, redis_url=redis_url, prefix=prefix, hooks=(), flush_age=0.02, flush_size=30
+        postgres_uri, redis_url=redis_url, prefix=prefix, hooks=(), flush_age=0.02, flush_size=30, **patience
     )
     saver.log = Log(Path(log))
     saver.setup()

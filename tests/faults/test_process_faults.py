@@ -266,3 +266,58 @@ def test_while_one_process_is_cut_off_from_redis_no_read_of_either_goes_back(ben
     assert key_of(found.config) == key_of(newer)
     assert far.named("put.around", thread_id="t")
     bench.audit()
+
+
+# -- forked, and never set up -----------------------------------------------------------------------------------------
+
+
+def test_a_saver_of_a_process_that_never_calls_setup_flushes_by_itself(bench: Bench) -> None:
+    saver = bench.plain(triggers=frozenset({"start", "run_end", "age"}), flush_age=0.05)
+    try:
+        turn(saver, "t")
+        wait_until(lambda: not saver._core.ledger.records, timeout=5, message="run end and age flush")
+    finally:
+        saver.close()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_uses_the_savers_settings_and_none_of_its_connections(bench: Bench) -> None:
+    saver = bench.saver()
+    turn(saver, "parent")
+    bench.recovered(saver)
+    session = saver._core.flusher._session
+    assert session._conn is not None
+    assert session._redis is not None
+    pid = os.fork()
+    if not pid:
+        os._exit(int(session._conn is not None) + 2 * int(session._redis is not None))
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, "the child's flusher has the parent's connections"
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_parent_and_forked_child_work_side_by_side(bench: Bench) -> None:
+    saver = bench.saver()
+    turn(saver, "parent")
+    pid = os.fork()
+    if not pid:
+        status = 1
+        signal.alarm(20)
+        try:
+            turn(saver, "child")
+            turn(saver, "parent")
+            if saver.flush():
+                status = 0
+            saver.close()
+        finally:
+            os._exit(status)
+    for _ in range(5):
+        turn(saver, "meanwhile")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    turn(saver, "parent")
+    turn(saver, "child")
+    bench.recovered(saver)
+    saver.hooks.flush(5)
+    assert not saver.named("backend.down")
+    assert not saver.named("flush.failed")
+    bench.audit()

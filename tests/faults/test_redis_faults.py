@@ -10,13 +10,14 @@ from uuid import uuid4
 import psycopg
 import pytest
 import redis
+from audit import key_of
 from bench import Bench
-from fault_graph import config_of, turn
+from fault_graph import build, config_of, turn
 from helpers import wait_until, with_database
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from checkpointer import TierUnavailableError, embedded
+from checkpointer import BufferUnavailableError, StoreUnavailableError, TierUnavailableError, embedded
 from checkpointer.buffer import scripts
 
 if TYPE_CHECKING:
@@ -353,3 +354,31 @@ def test_redis_stopped_in_the_middle_of_a_flush_delays_it_and_nothing_else(
     assert saver.named("flush.failed", thread_id="t")
     assert wait_until(saver.flush)
     bench.audit()
+
+
+def test_with_postgres_away_redis_does_not_answer_less_than_what_went_around_it(bench: Bench) -> None:
+    saver = bench.saver(redis_timeout=0.3, triggers=frozenset())
+    turn(saver, "t")
+    assert saver.flush()
+    latest = saver.get_tuple(config_of("t"))
+    assert latest
+
+    def cut() -> None:
+        bench.redis.refuse()
+
+    graph = build(saver, cut)
+    graph.invoke({"xs": ["new"], "note": "n"}, config_of("t"))  # begins with Redis, ends around it
+    bench.redis.allow()
+    newest = max(line[3] for line in bench.log.lines() if line[0] == "put" and line[1:3] == ["t", ""])
+    bench.postgres.refuse()
+    found = wait_until(lambda: _read(saver))
+    assert found == "refused" or key_of(found.config).checkpoint_id >= newest, "a read went back in time"
+
+
+def _read(saver: Any) -> Any:
+    try:
+        return saver.get_tuple(config_of("t"))
+    except BufferUnavailableError:
+        return None
+    except StoreUnavailableError:
+        return "refused"
