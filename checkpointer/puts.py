@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from checkpointer.flush.flusher import Flusher
     from checkpointer.flush.ledger import Ledger
+    from checkpointer.flush.session import Session
     from checkpointer.options import Ack, BufferOptions
     from checkpointer.sanitize import Change
     from checkpointer.steps import Step
@@ -253,7 +254,8 @@ class Puts:
         partition = self._commands.layout.partition_of(thread)
         yield from self._hold_back()
         tag = tag_of(self._commands.layout.threads(partition))
-        if self._ledger.is_passed(thread) and not self._redis_tier.is_away(tag):
+        is_up = not (self._redis_tier.is_away(tag) or self._postgres_tier.is_down)
+        if self._ledger.is_passed(thread) and is_up:
             # What it has is flushed first, so that the new comes after it. If that fails, what is flushed later
             # replaces nothing (flush/session.py).
             with contextlib.suppress(CheckpointerError):
@@ -425,9 +427,13 @@ class Puts:
         wait = self._options.postgres_timeout
         owes = self._ledger.debt(thread) is not None
         name = (about.address.checkpoint_ns, about.checkpoint_id) if about.operation == "put" else None
-        self._ledger.went_around(thread)
+
+        def write(session: Session) -> bool:
+            self._ledger.went_around(thread)  # here, where no flush of the thread can take it back meanwhile
+            return session.write_around(batch, thread, name, origin, owes, wait)
+
         try:
-            late = yield Job(lambda session: session.write_around(batch, thread, name, origin, owes, wait))
+            late = yield Job(write)
         except (StoreUnavailableError, LockedElsewhereError) as exc:
             step = "" if about.step is None else f" of step {about.step}"
             raise self._lost(

@@ -1,5 +1,5 @@
 -- Which threads may have records in the buffer that are not in Postgres yet. Without a row, Postgres alone is complete.
--- token: rises each time the thread is opened, so that what closes it cannot undo a later opening.
+-- token: rises each time the thread is opened, so that what closes it cannot undo a later opening; 0 if it is not open.
 -- replay: something of it went straight to Postgres, so what the buffer has of it replaces nothing until it is flushed.
 CREATE SEQUENCE IF NOT EXISTS checkpoint_buffer_tokens;
 

@@ -23,12 +23,13 @@ if TYPE_CHECKING:
 _GAP = 1_000_000_000
 
 _RAISE = "UPDATE checkpoint_buffer_partitions SET sequence = sequence + %s WHERE prefix = %s"
-_CLOSE = "DELETE FROM checkpoint_buffer_threads WHERE prefix = %s RETURNING thread_id"
+_OPEN = "SELECT thread_id FROM checkpoint_buffer_threads WHERE prefix = %s AND token > 0 ORDER BY 1"
+_CLOSE = "DELETE FROM checkpoint_buffer_threads WHERE prefix = %s AND token > 0 RETURNING thread_id"
 
 
 def open_threads(conn: Connection[Any], prefix: str) -> list[str]:
     """Return the threads of which the buffer may hold something."""
-    rows = conn.execute("SELECT thread_id FROM checkpoint_buffer_threads WHERE prefix = %s ORDER BY 1", (prefix,))
+    rows = conn.execute(_OPEN, (prefix,))
     return [row[0] if isinstance(row, tuple) else row["thread_id"] for row in rows]
 
 

@@ -350,6 +350,9 @@ class Flusher:
             self._session.close_threads(tokens)
         if "age" in self._options.triggers and time.monotonic() >= self._next_sweep:
             self._next_sweep = time.monotonic() + _SWEEP_SECONDS
+            # Those of processes that have died, too.
+            if behind := self._session.passed_by():
+                self.flush_threads(self._session, behind, None, progress)
             self._session.close_idle()
 
     def flush_threads(
@@ -383,10 +386,7 @@ class Flusher:
         owed = self.ledger.sequences(wanted)
         try:
             session.flush(wanted, wait, progress, replays)
-            if behind := [thread for thread in progress.done if self.ledger.is_passed(thread)]:
-                # What is flushed has replaced nothing (session.py), but Redis' head would still count as the latest.
-                session.pipeline([session.commands.drop(thread, 0) for thread in behind])
-                self.ledger.caught_up(behind)
+            self.ledger.caught_up(thread for thread in progress.done if thread not in progress.behind)
         except BaseException:
             self._settle(progress, owed)
             raise

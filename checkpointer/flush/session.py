@@ -157,12 +157,14 @@ class Progress:
         checkpoints: Checkpoints written.
         blobs: Channel versions written.
         writes: Pending writes written.
+        behind: Threads that were passed by, and of which Redis has not forgotten what it had yet.
         late: Ids of checkpoints that were dropped because their thread had been deleted, by thread.
         changes: What the pass at the Postgres write sanitised.
     """
 
     done: dict[str, int] = field(default_factory=dict)
     proofs: dict[str, Proof] = field(default_factory=dict)
+    behind: set[str] = field(default_factory=set)
     late: dict[str, list[str]] = field(default_factory=dict)
     locked: set[str] = field(default_factory=set)
     lost_locks: int = 0
@@ -477,6 +479,7 @@ class Session:
         """
         targets: dict[str, int | None] = dict.fromkeys(thread_ids)
         away: BufferUnavailableError | None = None
+        again: set[str] = set()
         while targets and not self._interrupted:
             chunk = list(targets)[:_THREADS_AT_ONCE]
             try:
@@ -489,6 +492,10 @@ class Session:
                 away = exc
             for thread in finished:
                 del targets[thread]
+            if not targets and progress.behind - again:
+                # What Redis had of them is flushed now, and has to be forgotten.
+                again |= progress.behind
+                targets = dict.fromkeys(progress.behind)
         if away is not None:
             raise away
 
@@ -535,8 +542,12 @@ class Session:
                 written, refused = poison.write(cur, {t: len(found.records) for t, found in drained.items()}, build)
                 new, replayed = poison.settle(cur, self.options.prefix, drained, refused, tried, replays)
                 pinned |= new
-                if whole := [thread for thread in behind if drained[thread].is_all]:
-                    cur.execute(threads.REPLAYED, (self.options.prefix, whole))
+                # Not before the older records are gone: their acknowledgement puts them into the read cache.
+                caught_up = [thread for thread in behind if not drained[thread].waiting]
+                if caught_up:
+                    self.pipeline([self.commands.drop(thread, 0) for thread in caught_up])
+                    cur.execute(threads.REPLAYED, (self.options.prefix, caught_up) * 2)
+                progress.behind = (progress.behind | set(behind)) - set(caught_up)
                 highest: dict[int, int] = {}
                 for thread, found in drained.items():
                     partition = partition_of(thread)
@@ -715,7 +726,7 @@ class Session:
                     return True
             batch.run(cur)
             # What the buffer has of the thread is older than this now.
-            cur.execute(threads.OPEN_FOR_REPLAY if owes else threads.MARK_REPLAY, (prefix, [thread_id]))
+            cur.execute(threads.PASS_BY, (prefix, thread_id, owes))
         return False
 
     # -- open, lost and deleted threads --------------------------------------------------------------------------
@@ -728,6 +739,12 @@ class Session:
             with self._postgres_errors():
                 numbers = [tokens[thread] for thread in closed]
                 self.connection().execute(threads.CLOSE, (closed, numbers, self.options.prefix))
+
+    def passed_by(self) -> list[str]:
+        """Return threads of which something went straight to Postgres, and what Redis has may be older."""
+        with self._postgres_errors():
+            rows = self.connection().execute(threads.PASSED, (self.options.prefix,)).fetchall()
+        return [row["thread_id"] for row in rows]
 
     def close_idle(self) -> None:
         """Close the threads that have been open for a while and have nothing dirty."""

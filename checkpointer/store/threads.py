@@ -3,6 +3,9 @@
 Not here: who asks (`operations.py`, `flush/`). Statements and their rows, without I/O, over the tables of the
 migrations `0001` and `0004`.
 
+A thread is *passed by* when something of it goes straight to Postgres: what Redis has of it is older then, until it has
+been flushed without replacing anything, and forgotten. With the token 0 it is passed by and not open.
+
 A thread is *open* while Redis may hold records of it that Postgres lacks. It is opened in Postgres before its first
 record goes to Redis, and closed after its last one was flushed, so with Redis away Postgres alone can answer for every
 thread that is not open. Opening gives a *token*; a later one is higher, and closing names the one that it closes.
@@ -29,10 +32,10 @@ opened AS (
 """
 
 _IS_OPEN = """
-SELECT EXISTS (SELECT FROM checkpoint_buffer_threads WHERE prefix = %s AND thread_id = %s) AS open
+SELECT EXISTS (SELECT FROM checkpoint_buffer_threads WHERE prefix = %s AND thread_id = %s AND token > 0) AS open
 """
 _IS_ANY_OPEN = """
-SELECT EXISTS (SELECT FROM checkpoint_buffer_threads WHERE prefix = %s) AS open
+SELECT EXISTS (SELECT FROM checkpoint_buffer_threads WHERE prefix = %s AND token > 0) AS open
 """
 
 _FLOORS = """
@@ -48,7 +51,7 @@ WHERE t.prefix = %s AND t.thread_id = closed.thread_id AND t.token = closed.toke
 
 OPEN_FOR = """
 SELECT thread_id, token FROM checkpoint_buffer_threads
-WHERE prefix = %s AND opened_at < now() - make_interval(secs => %s) ORDER BY opened_at LIMIT 1000
+WHERE prefix = %s AND token > 0 AND opened_at < now() - make_interval(secs => %s) ORDER BY opened_at LIMIT 1000
 """
 """The threads that have been open for some seconds; parameters: prefix, seconds."""
 
@@ -64,20 +67,23 @@ WHERE d.sequence IS NOT NULL OR o.replay
 """
 """What stands in the way of flushing threads; parameters: threads, prefix, prefix. Rows: see `Buried`."""
 
-MARK_REPLAY = """
-UPDATE checkpoint_buffer_threads SET replay = true WHERE prefix = %s AND thread_id = ANY(%s) AND NOT replay
-"""
-"""Something of threads goes straight to Postgres; parameters: prefix, threads."""
-
-OPEN_FOR_REPLAY = """
+PASS_BY = """
 INSERT INTO checkpoint_buffer_threads AS t (prefix, thread_id, token, replay)
-SELECT %s, owed, nextval('checkpoint_buffer_tokens'), true FROM unnest(%s::text[]) AS owed
+VALUES (%s, %s, CASE WHEN %s THEN nextval('checkpoint_buffer_tokens') ELSE 0 END, true)
 ON CONFLICT (prefix, thread_id) DO UPDATE SET replay = true WHERE NOT t.replay
 """
-"""The same of threads of which the buffer has something; parameters: prefix, threads."""
+"""Something of a thread goes straight to Postgres; parameters: prefix, thread, whether the buffer owes something."""
 
-REPLAYED = "UPDATE checkpoint_buffer_threads SET replay = false WHERE prefix = %s AND thread_id = ANY(%s)"
-"""All that the buffer had of threads is flushed; parameters: prefix, threads."""
+PASSED = "SELECT thread_id FROM checkpoint_buffer_threads WHERE prefix = %s AND replay LIMIT 1000"
+"""The threads that were passed by; parameter: prefix."""
+
+REPLAYED = """
+WITH caught_up AS (
+    DELETE FROM checkpoint_buffer_threads WHERE prefix = %s AND thread_id = ANY(%s) AND token = 0
+)
+UPDATE checkpoint_buffer_threads SET replay = false WHERE prefix = %s AND thread_id = ANY(%s) AND token > 0
+"""
+"""The buffer has forgotten what it had of threads; parameters: prefix, threads, prefix, threads."""
 
 BURY = """
 INSERT INTO checkpoint_buffer_tombstones AS d (prefix, thread_id, sequence, last_id)

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+import redis
 from helpers import wait_until
 from savers import NOTHING, config, graph, is_open, put, put_chain, stock_steps
 
 from checkpointer import BufferUnavailableError, StoreUnavailableError
+from checkpointer.flush.session import Progress
 
 if TYPE_CHECKING:
     from checkpointer.embedded import Servers
@@ -200,3 +202,29 @@ def test_what_redis_had_when_something_went_around_it_replaces_nothing_newer(
         row = conn.execute("SELECT count(*) FROM checkpoint_buffer_threads WHERE replay").fetchone()
     assert row == (0,)
     assert stock_steps(own_servers.postgres_uri) == [0]
+
+
+def test_a_head_that_was_passed_by_is_forgotten_even_if_the_process_that_did_it_has_died(
+    open_saver: Any, own_servers: Servers
+) -> None:
+    saver, other = open_saver(triggers=NOTHING), open_saver(triggers=NOTHING)
+    parent = put(saver, "t", 0)
+    saver.flush()
+    own_servers.valkey.kill()
+    put(saver, "t", 1, parent)
+    own_servers.valkey.start()
+    clean = other._core.commands.layout.thread("t").clean
+    assert wait_until(lambda: _exists(other, clean))
+    other._core.flusher._session.flush(other._core.flusher._session.passed_by(), None, Progress())
+    assert not _exists(other, clean)
+    assert other._core.flusher._session.passed_by() == []
+    own_servers.postgres.kill()
+    with pytest.raises(StoreUnavailableError):
+        other.get_tuple(config())
+
+
+def _exists(saver: Any, key: bytes) -> Any:
+    try:
+        return saver._core.redis.client().exists(key)
+    except redis.RedisError:
+        return None

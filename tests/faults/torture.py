@@ -59,7 +59,7 @@ class Result:
 
     @property
     def is_good(self) -> bool:
-        return not (self.findings or self.failures)
+        return not (self.findings or self.failures or self.went_back)
 
     def __str__(self) -> str:
         def counted(counter: Counter[str]) -> str:
