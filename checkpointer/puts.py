@@ -14,6 +14,8 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
+import psycopg
+
 from checkpointer.buffer.commands import Commands, PutReply, ScriptCall, Standing
 from checkpointer.buffer.keys import tag_of
 from checkpointer.errors import (
@@ -434,7 +436,8 @@ class Puts:
 
         try:
             late = yield Job(write)
-        except (StoreUnavailableError, LockedElsewhereError) as exc:
+        except (StoreUnavailableError, LockedElsewhereError, psycopg.Error) as exc:
+            # A record that Postgres refuses would become a dead letter, but for that the buffer has to hold its thread.
             step = "" if about.step is None else f" of step {about.step}"
             raise self._lost(
                 about,

@@ -12,11 +12,14 @@ import pytest
 from helpers import wait_until
 from langgraph.checkpoint.postgres import PostgresSaver
 from poisoning import allow, forbid, put_step, put_steps, saved, values
+from savers import NOTHING, put
 
-from checkpointer import BufferedPostgresSaver
+from checkpointer import BufferedPostgresSaver, CheckpointLostError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from checkpointer.embedded import Servers
 
 AGE = frozenset({"age"})
 
@@ -104,3 +107,18 @@ def test_a_thread_whose_letter_was_resolved_by_a_dying_process_goes_on(
     wait_until(lambda: saver.flush())
     assert saver.get_tuple({"configurable": {"thread_id": "t"}}).config["configurable"]["checkpoint_id"] == ids[-1]
     assert saver.dead_letters.list() == []
+
+
+def test_a_record_that_postgres_refuses_while_redis_is_away_is_lost_and_that_is_said(
+    open_saver: Any, own_servers: Servers
+) -> None:
+    saver = open_saver(triggers=NOTHING)
+    parent = put(saver, "t", 0)
+    with psycopg.connect(own_servers.postgres_uri, autocommit=True) as conn:
+        conn.execute("ALTER TABLE checkpoints ADD CHECK (checkpoint_id <> '' AND metadata ->> 'step' <> '1')")
+    own_servers.valkey.kill()
+    with pytest.raises(CheckpointLostError, match="of step 1"):
+        put(saver, "t", 1, parent)
+    (event,) = saver.named("put.failed")
+    assert (event.severity, event.lost_from_step, event.error.sqlstate) == ("critical", 1, "23514")
+    assert put(saver, "t", 2, parent)
