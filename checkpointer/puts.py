@@ -258,10 +258,14 @@ class Puts:
         tag = tag_of(self._commands.layout.threads(partition))
         is_up = not (self._redis_tier.is_away(tag) or self._postgres_tier.is_down)
         if self._ledger.is_passed(thread) and is_up:
-            # What it has is flushed first, so that the new comes after it. If that fails, what is flushed later
-            # replaces nothing (flush/session.py).
-            with contextlib.suppress(CheckpointerError):
+            # What it has is flushed first, so that the new comes after it. If Redis fails in that, the new goes around
+            # too, since in the buffer it would count as older; if something else fails, it counts as that.
+            try:
                 yield Flushed(thread, 0)
+            except BufferUnavailableError:
+                raise
+            except CheckpointerError:
+                pass
         opening = self._opening(thread)
         whole = opening is not None and opening.existed
         standing = Standing(

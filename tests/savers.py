@@ -89,6 +89,15 @@ def is_open(uri: str, thread: str = "t") -> bool:
     return found is not None
 
 
+def reachable(saver: Any) -> bool:
+    """Tell whether Redis answers, without a word about a thread of the test."""
+    try:
+        saver.get_tuple(config("nobody"))
+    except ConnectionError:
+        return False
+    return True
+
+
 def graph(saver: Any, *actions: Any) -> Any:
     """Return a chain of nodes, each of which calls one of the actions."""
     builder = StateGraph(State)

@@ -11,9 +11,20 @@ import psycopg
 import pytest
 import redis
 from helpers import wait_until
-from savers import NOTHING, config, graph, is_open, put, put_chain, stock_steps
+from savers import (
+    NOTHING,
+    config,
+    graph,
+    is_open,
+    make_checkpoint,
+    put,
+    put_chain,
+    reachable,
+    stock_steps,
+    stock_tuples,
+)
 
-from checkpointer import BufferUnavailableError, StoreUnavailableError
+from checkpointer import BufferUnavailableError, StoreUnavailableError, puts
 from checkpointer.flush.session import Progress
 
 if TYPE_CHECKING:
@@ -27,6 +38,8 @@ def test_a_thread_whose_run_has_ended_is_closed_and_read_while_redis_is_away(
     graph(saver, lambda: None).invoke({"xs": []}, config("done"))
     wait_until(lambda: not is_open(own_servers.postgres_uri, "done"))
     put(other, "open", 0)
+    checkpoint, metadata, versions = make_checkpoint(0)
+    other.put(config("open", checkpoint_ns="sub:put"), checkpoint, metadata, versions)
     assert is_open(own_servers.postgres_uri, "open")
     own_servers.valkey.kill()
     for reader in (saver, other):
@@ -39,6 +52,12 @@ def test_a_thread_whose_run_has_ended_is_closed_and_read_while_redis_is_away(
             list(reader.list(config("open")))
         with pytest.raises(BufferUnavailableError, match="checkpoints of threads"):
             list(reader.list(None))
+        with pytest.raises(BufferUnavailableError):
+            reader.get_tuple(config("open", checkpoint_ns="sub:put"))
+    # Only the process that runs the thread knows that nothing of a subgraph's call is buffered.
+    assert other.get_tuple(config("open", checkpoint_ns="sub:not put")) is None
+    with pytest.raises(BufferUnavailableError):
+        saver.get_tuple(config("open", checkpoint_ns="sub:not put"))
 
 
 async def test_the_same_for_asynchronous_readers(open_saver: Any, own_servers: Servers) -> None:
@@ -95,8 +114,7 @@ def test_a_thread_with_dirty_records_is_not_closed(open_saver: Any, own_servers:
     put(saver, "t", 0)
     put(saver, "flushed", 0)
     saver.flush("flushed")
-    with psycopg.connect(own_servers.postgres_uri) as conn:
-        conn.execute("UPDATE checkpoint_buffer_threads SET opened_at = now() - interval '1 hour'")
+    opened_long_ago(own_servers)
     saver._core.flusher._session.close_idle()
     assert is_open(own_servers.postgres_uri)
     assert not is_open(own_servers.postgres_uri, "flushed")
@@ -107,12 +125,40 @@ def test_a_thread_with_dirty_records_is_not_closed(open_saver: Any, own_servers:
     assert is_open(own_servers.postgres_uri)
 
 
+def opened_long_ago(servers: Servers) -> None:
+    with psycopg.connect(servers.postgres_uri) as conn:
+        conn.execute("UPDATE checkpoint_buffer_threads SET opened_at = now() - interval '1 hour'")
+
+
+def test_an_idle_thread_is_closed_without_a_runs_end(open_saver: Any, own_servers: Servers) -> None:
+    saver = open_saver(triggers=frozenset({"age"}), flush_age=0.1)
+    put(saver, "t", 0)
+    wait_until(lambda: stock_steps(own_servers.postgres_uri))
+    assert is_open(own_servers.postgres_uri)
+    opened_long_ago(own_servers)
+    saver._core.flusher._next_sweep = 0.0
+    wait_until(lambda: not is_open(own_servers.postgres_uri))
+
+
+def test_an_opening_that_a_read_made_long_ago_is_not_relied_on(
+    open_saver: Any, own_servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(puts, "_OPENING_SECONDS", 0.0)
+    saver = open_saver(triggers=NOTHING)
+    saver.get_tuple(config(__pregel_runtime=None))
+    assert is_open(own_servers.postgres_uri)
+    opened_long_ago(own_servers)
+    saver._core.flusher.submit(lambda session: session.close_idle()).result()
+    assert not is_open(own_servers.postgres_uri)
+    put(saver, "t", 0)
+    assert is_open(own_servers.postgres_uri)
+
+
 def test_a_put_while_postgres_cannot_be_told_is_taken_and_told_later(open_saver: Any, own_servers: Servers) -> None:
     saver = open_saver(triggers=NOTHING)
     parent = put(saver, "t", 0)
     saver.flush()
-    with psycopg.connect(own_servers.postgres_uri) as conn:
-        conn.execute("UPDATE checkpoint_buffer_threads SET opened_at = now() - interval '1 hour'")
+    opened_long_ago(own_servers)
     saver._core.flusher._session.close_idle()
     own_servers.postgres.kill()
     parent = put_chain(saver, "t", range(1, 4), parent)
@@ -177,31 +223,53 @@ def open_saver_without_redis(servers: Servers) -> Any:
     return Recording(servers.postgres_uri, servers.redis_url, hooks=(), redis_timeout=1.0, triggers=NOTHING)
 
 
-def test_what_redis_had_when_something_went_around_it_replaces_nothing_newer(
-    open_saver: Any, own_servers: Servers
-) -> None:
+def test_a_put_around_redis_has_the_channels_that_did_not_change(open_saver: Any, own_servers: Servers) -> None:
     saver = open_saver(triggers=NOTHING)
-    at = put(saver, "t", 0)
-    saver.put_writes(at, [("__resume__", "old")], "task")
+    parent = put_chain(saver, "t", range(2), big=["x"])
     own_servers.valkey.kill()
-    saver.put_writes(at, [("__resume__", "new")], "task")
+    put(saver, "t", 2, parent, big=["x"])
+    (stored,) = stock_tuples(own_servers.postgres_uri)
+    assert stored.checkpoint["channel_values"] == {"step": [2], "big": ["x"]}
+
+
+class Revisions:
+    """Puts one checkpoint, and one control write if wanted, again and again, as revisions."""
+
+    def __init__(self, *, writes: bool = True) -> None:
+        self._put = make_checkpoint(0)
+        self._writes = writes
+
+    def save(self, saver: Any, revision: str) -> None:
+        checkpoint, metadata, new = self._put
+        at = saver.put(config(), checkpoint, {**metadata, "revision": revision}, new)
+        if self._writes:
+            saver.put_writes(at, [("__resume__", revision)], "task")
+
+    def are(self, found: Any, revision: str) -> bool:
+        writes = [value for _, _, value in found.pending_writes]
+        return (found.metadata["revision"], writes) == (revision, [revision] * self._writes)
+
+
+@pytest.mark.parametrize("then", ["read", "read a checkpoint", "put"])
+def test_what_redis_had_when_something_went_around_it_replaces_nothing_newer(
+    open_saver: Any, own_servers: Servers, then: str
+) -> None:
+    saver, revisions = open_saver(triggers=NOTHING), Revisions(writes=then != "read a checkpoint")
+    revisions.save(saver, "old")
+    own_servers.valkey.kill()
+    revisions.save(saver, "new")
     own_servers.valkey.start()
-
-    def resumed() -> Any:
-        try:
-            (found,) = saver.get_tuple(config()).pending_writes
-        except ConnectionError:
-            return None
-        return found[2]
-
-    assert wait_until(resumed) == "new"
-    saver.put_writes(at, [("__resume__", "newest")], "task")
+    wait_until(lambda: reachable(saver))
+    if then != "put":
+        assert revisions.are(saver.get_tuple(config()), "new")
+    revisions.save(saver, "newest")
     assert saver.flush()
-    assert resumed() == "newest"
+    assert revisions.are(saver.get_tuple(config()), "newest")
+    (stored,) = stock_tuples(own_servers.postgres_uri)
+    assert revisions.are(stored, "newest")
     with psycopg.connect(own_servers.postgres_uri) as conn:
         row = conn.execute("SELECT count(*) FROM checkpoint_buffer_threads WHERE replay").fetchone()
     assert row == (0,)
-    assert stock_steps(own_servers.postgres_uri) == [0]
 
 
 def test_a_head_that_was_passed_by_is_forgotten_even_if_the_process_that_did_it_has_died(
@@ -228,3 +296,51 @@ def _exists(saver: Any, key: bytes) -> Any:
         return saver._core.redis.client().exists(key)
     except redis.RedisError:
         return None
+
+
+def test_what_is_put_before_all_from_before_the_outage_is_flushed_is_not_taken_for_older(
+    open_saver: Any, own_servers: Servers
+) -> None:
+    saver, revisions = open_saver(triggers=NOTHING), Revisions()
+    revisions.save(saver, "old")
+    own_servers.valkey.kill()
+    revisions.save(saver, "new")
+    own_servers.valkey.start()
+    wait_until(lambda: reachable(saver))
+    session = saver._core.flusher._session
+    flush = session.flush
+
+    def fails_once(*args: Any) -> None:
+        session.flush = flush
+        raise saver._core.redis_tier.unavailable(None)
+
+    session.flush = fails_once
+    revisions.save(saver, "newest")
+    assert saver.flush()
+    assert revisions.are(saver.get_tuple(config()), "newest")
+    (stored,) = stock_tuples(own_servers.postgres_uri)
+    assert revisions.are(stored, "newest")
+
+
+def answers(saver: Any) -> bool:
+    try:
+        saver._core.flusher.submit(lambda session: session.ping()).result()
+    except StoreUnavailableError:
+        return False
+    return True
+
+
+def test_what_was_put_while_postgres_could_not_be_told_replaces_nothing_newer(
+    open_saver: Any, own_servers: Servers
+) -> None:
+    saver, revisions = open_saver(triggers=NOTHING), Revisions()
+    own_servers.postgres.kill()
+    revisions.save(saver, "old")
+    own_servers.valkey.kill()
+    own_servers.postgres.start()
+    wait_until(lambda: answers(saver))
+    revisions.save(saver, "new")
+    own_servers.valkey.start()
+    assert wait_until(saver.flush, timeout=30)
+    (stored,) = stock_tuples(own_servers.postgres_uri)
+    assert revisions.are(stored, "new")

@@ -9,9 +9,9 @@ import psycopg
 import pytest
 from graphs import build_deltas
 from helpers import wait_until
-from savers import NOTHING, Recording, config, graph, put, put_chain, stock_steps, stock_tuples
+from savers import NOTHING, Recording, config, graph, put, put_chain, reachable, stock_steps, stock_tuples
 
-from checkpointer import CheckpointLostError
+from checkpointer import AcknowledgementError, CheckpointLostError
 
 if TYPE_CHECKING:
     from checkpointer.embedded import Servers
@@ -20,6 +20,19 @@ if TYPE_CHECKING:
 def empty(saver: Recording) -> None:
     """Make Redis forget everything, as a restart without its files does."""
     saver._core.redis.client().flushall()
+
+
+class OldKeys:
+    """Redis' keys as they were, to go back to them."""
+
+    def __init__(self, saver: Recording) -> None:
+        self._client = saver._core.redis.client()
+        self._kept = {key: self._client.dump(key) for key in self._client.scan_iter()}
+
+    def restore(self) -> None:
+        self._client.flushall()
+        for key, value in self._kept.items():
+            self._client.restore(key, 0, value)
 
 
 class OldFile:
@@ -94,6 +107,47 @@ def test_the_next_read_notices_it_and_answers_with_what_is_left(open_saver: Any,
     assert len(saver.named("checkpoint.lost")) == 1, "it is said once"
 
 
+def test_the_next_read_notices_it_also_after_others_were_put(open_saver: Any) -> None:
+    saver, other = (open_saver(triggers=NOTHING, partitions=1) for _ in range(2))
+    put_chain(saver, "t", range(2))
+    empty(saver)
+    put_chain(other, "u", range(10))
+    assert saver.get_tuple(config()) is None
+    assert lost_steps(saver) == [0, 1]
+
+
+def test_a_flush_notices_what_an_old_file_lacks(open_saver: Any) -> None:
+    saver = open_saver(triggers=NOTHING)
+    parent = put(saver, "t", 0)
+    old = OldKeys(saver)
+    put_chain(saver, "t", range(1, 3), parent)
+    old.restore()
+    saver.flush()
+    assert lost_steps(saver) == [1, 2]
+
+
+def test_a_flush_notices_it_also_after_others_went_on_with_an_old_file(open_saver: Any) -> None:
+    saver, other = (open_saver(triggers=NOTHING, partitions=1) for _ in range(2))
+    parent = put(saver, "t", 0)
+    old = OldKeys(saver)
+    put_chain(saver, "t", range(1, 3), parent)
+    old.restore()
+    put(saver, "u", 0)  # with this the partition's number is as high as it was
+    put_chain(other, "t", range(10, 13), parent)
+    saver.flush()
+    assert lost_steps(saver) == [1, 2]
+
+
+def test_records_that_vanish_from_a_thread_are_told_by_whoever_flushes_it(open_saver: Any) -> None:
+    saver, worker = open_saver(triggers=NOTHING), open_saver(triggers=NOTHING)
+    put_chain(saver, "t", range(2))
+    client, keys = saver._core.redis.client(), saver._core.commands.layout.thread("t")
+    client.hdel(keys.dirty, *(name for name in client.hkeys(keys.dirty) if name.startswith(b"c")))
+    worker.flush()
+    (event,) = worker.named("checkpoint.lost")
+    assert (event.severity, event.outcome, event.checkpoint_count) == ("critical", "lost", 2)
+
+
 def test_the_flusher_notices_it_by_itself(open_saver: Any) -> None:
     saver = open_saver(triggers=frozenset({"age"}), flush_age=30.0)
     put_chain(saver, "t", range(3))
@@ -116,11 +170,13 @@ def test_what_another_worker_has_flushed_is_not_called_lost(open_saver: Any) -> 
     assert not saver.named("checkpoint.lost")
 
 
-def test_what_another_saver_has_deleted_is_not_called_lost(open_saver: Any) -> None:
+@pytest.mark.parametrize("flushed", [True, False])
+def test_what_another_saver_has_deleted_is_not_called_lost(open_saver: Any, flushed: bool) -> None:
     saver, other = open_saver(triggers=NOTHING), open_saver(triggers=NOTHING)
     put_chain(saver, "t", range(3))
     other.delete_thread("t")
-    assert saver.flush()
+    if flushed:
+        assert saver.flush()
     empty(saver)
     assert saver.get_tuple(config()) is None
     assert not saver.named("checkpoint.lost")
@@ -159,6 +215,21 @@ def test_a_late_acknowledgement_does_not_remove_what_came_after_redis_was_emptie
     assert 7 in stock_steps(own_servers.postgres_uri)
 
 
+def test_flushed_is_not_said_of_what_redis_has_forgotten_before_the_flush(open_saver: Any) -> None:
+    saver = open_saver(triggers=NOTHING, ack="flushed")
+    session = saver._core.flusher._session
+    flush = session.flush
+
+    def forgotten(*args: Any) -> None:
+        empty(saver)
+        flush(*args)
+
+    session.flush = forgotten
+    with pytest.raises(AcknowledgementError):
+        put(saver, "t", 0)
+    assert lost_steps(saver) == [0]
+
+
 def test_numbers_are_not_used_twice_after_redis_was_emptied(open_saver: Any, own_servers: Servers) -> None:
     saver = open_saver(triggers=NOTHING)
     put_chain(saver, "t", range(50))
@@ -180,13 +251,13 @@ def test_a_redis_restored_from_an_old_file_replaces_nothing_that_is_newer(
     checkpoint, metadata, new = saver.get_tuple(config()).checkpoint, {"step": 0, "revision": "old"}, {}
     saver.put(config(), checkpoint, metadata, new)
     old = OldFile(own_servers)
-    wait_until(lambda: _reachable(saver))
+    wait_until(lambda: reachable(saver))
     saver.put_writes(at, [("__resume__", "new")], "task")
     saver.put(config(), checkpoint, {"step": 0, "revision": "new"}, new)
     assert saver.flush()
     put(saver, "t", 1, at)
     old.restore()
-    wait_until(lambda: _reachable(saver))
+    wait_until(lambda: reachable(saver))
     found = saver.get_tuple(config())
     assert found.metadata["revision"] == "new"
     assert [value for _, _, value in found.pending_writes] == ["new"]
@@ -197,6 +268,21 @@ def test_a_redis_restored_from_an_old_file_replaces_nothing_that_is_newer(
     assert [value for _, _, value in stored.pending_writes] == ["new"]
 
 
+def test_records_from_an_old_file_are_known_also_after_others_were_put(open_saver: Any, own_servers: Servers) -> None:
+    saver = open_saver(triggers=NOTHING, partitions=1)
+    put(saver, "t", 0)
+    again = saver.get_tuple(config())
+    saver.put(config(), again.checkpoint, {"step": 0, "revision": "old"}, {})
+    old = OldKeys(saver)
+    saver.put(config(), again.checkpoint, {"step": 0, "revision": "new"}, {})
+    assert saver.flush()
+    old.restore()
+    put(saver, "u", 0)  # from now on the partition's number is not lower than what Postgres has seen
+    assert saver.flush()
+    (stored,) = stock_tuples(own_servers.postgres_uri)
+    assert stored.metadata["revision"] == "new"
+
+
 def test_a_clean_head_from_an_old_file_is_not_believed_even_without_verification(
     open_saver: Any, own_servers: Servers
 ) -> None:
@@ -204,11 +290,11 @@ def test_a_clean_head_from_an_old_file_is_not_believed_even_without_verification
     parent = put(saver, "t", 0)
     saver.flush()
     old = OldFile(own_servers)
-    wait_until(lambda: _reachable(saver))
+    wait_until(lambda: reachable(saver))
     put(saver, "t", 1, parent)
     saver.flush()
     old.restore()
-    wait_until(lambda: _reachable(saver))
+    wait_until(lambda: reachable(saver))
     assert saver.get_tuple(config()).metadata["step"] == 1
     put(saver, "another", 0)
     fresh = open_saver(triggers=NOTHING, verify_reads=False)
@@ -229,6 +315,54 @@ def test_a_fresh_process_is_not_misled_by_a_redis_that_went_back(open_saver: Any
         row = conn.execute("SELECT max(sequence) FROM checkpoint_buffer_partitions").fetchone()
     assert row is not None
     assert row[0] > 3
+
+
+@pytest.mark.parametrize("knows_by", ["the put", "a read before it", "nothing, Postgres is away"])
+def test_a_process_that_finds_a_thread_open_puts_all_its_values(
+    open_saver: Any, own_servers: Servers, knows_by: str
+) -> None:
+    """Redis may have forgotten what the others have put, the unchanged channels with it."""
+    saver, fresh = open_saver(triggers=NOTHING), open_saver(triggers=NOTHING)
+    parent = put_chain(saver, "t", range(3), big=["x"])
+    empty(saver)
+    if knows_by == "a read before it":
+        assert fresh.get_tuple(config(__pregel_runtime=None)) is None
+    if knows_by == "nothing, Postgres is away":
+        own_servers.postgres.kill()
+    put(fresh, "t", 3, parent, big=["x"])
+    own_servers.postgres.start()
+    assert wait_until(fresh.flush, timeout=30)
+    (stored,) = stock_tuples(own_servers.postgres_uri)
+    assert stored.checkpoint["channel_values"] == {"step": [3], "big": ["x"]}
+
+
+def test_a_process_that_has_seen_no_number_counts_on_after_the_first_flush(
+    open_saver: Any, own_servers: Servers
+) -> None:
+    saver, other = (open_saver(triggers=NOTHING, partitions=1) for _ in range(2))
+    put_chain(saver, "t", range(20))
+    assert saver.flush()
+    empty(saver)
+    put(other, "u", 0)
+    assert other.flush()
+    again = other.get_tuple(config("u"))
+    other.put(again.config, again.checkpoint, {"step": 0, "revision": 2}, {})
+    assert other.flush()
+    (stored,) = stock_tuples(own_servers.postgres_uri, "u")
+    assert stored.metadata["revision"] == 2
+
+
+def test_a_delta_channel_whose_latest_writes_are_only_in_redis_does_not_go_around_it(
+    open_saver: Any, own_servers: Servers
+) -> None:
+    saver = open_saver(triggers=NOTHING)
+    run = build_deltas(saver)
+    run.invoke({"log": ["a"], "facts": {"a": 1}}, config("d"))
+    state = saver.get_tuple(config("d"))
+    own_servers.valkey.kill()
+    with pytest.raises(CheckpointLostError, match="DeltaChannel"):
+        saver.put(state.config, {**state.checkpoint, "id": state.checkpoint["id"] + "0"}, state.metadata, {})
+    assert saver.named("put.failed")
 
 
 def test_a_delta_channel_whose_writes_are_lost_is_refused_rather_than_wrong(open_saver: Any) -> None:
@@ -257,11 +391,3 @@ def test_a_run_goes_on_after_redis_was_emptied_in_the_middle(open_saver: Any, ow
     newest = stock_tuples(own_servers.postgres_uri, "r")[0]
     assert newest.checkpoint["channel_values"]["xs"] == [0, 1, 2]
     assert newest.checkpoint["channel_values"]["big"] == ["x"]
-
-
-def _reachable(saver: Any) -> bool:
-    try:
-        saver.get_tuple(config("nobody"))
-    except ConnectionError:
-        return False
-    return True
