@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 import redis
-from helpers import wait_until
+from helpers import await_until, wait_until
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import interrupt
 from savers import NOTHING, Recording, State, config, make_checkpoint, put, stock_steps
@@ -141,21 +141,42 @@ def test_without_replicas_replicated_is_refused_at_setup_and_flushed_later(make:
 
 
 def test_replicated_waits_for_the_replica(make: Any, postgres_uri: str, own_servers: embedded.Servers) -> None:
-    with embedded.servers() as second, redis.Redis.from_url(second.redis_url) as replica:
+    with (
+        embedded.servers() as second,
+        redis.Redis.from_url(own_servers.redis_url) as primary,
+        redis.Redis.from_url(second.redis_url) as replica,
+    ):
         replica.replicaof("127.0.0.1", str(own_servers.valkey.port))
         wait_until(lambda: replica.info("replication")["master_link_status"] == "up", timeout=30)
         saver = make(own_servers.redis_url, ack="replicated", redis_timeout=1.0)
         saver.setup()
-        put(saver, "t", 0)
+        at = put(saver, "t", 0)
         assert replica.exists(saver._core.commands.layout.thread("t").dirty)
         assert stock_steps(postgres_uri) == []
-        second.valkey.pause()  # it does not confirm any more: Postgres has to
+        # It has all that was put so far, and confirms nothing more: of what is put now, Postgres has to be sure.
+        wait_until(lambda: (found := primary.info("replication"))["slave0"]["offset"] == found["master_repl_offset"])
+        second.valkey.pause()
         try:
-            put(saver, "u", 0)
+            put(saver, "t", 1, at)
         finally:
             second.valkey.resume()
-        assert stock_steps(postgres_uri, "u") == [0]
-        assert saver.named("put.unconfirmed")
+        assert stock_steps(postgres_uri) == [1, 0]
+        (event,) = saver.named("put.unconfirmed")
+        assert "replicated" in event.message
+
+
+def test_fsynced_waits_for_the_disk(make: Any, postgres_uri: str, own_servers: embedded.Servers) -> None:
+    saver = make(own_servers.redis_url, ack="fsynced", redis_timeout=0.4)
+    saver.setup()
+    with redis.Redis.from_url(own_servers.redis_url) as client:
+        client.config_set("appendfsync", "always")
+        at = put(saver, "t", 0)
+        assert stock_steps(postgres_uri) == []
+        client.config_set("appendfsync", "no")  # from here on nobody knows what is on the disk
+        put(saver, "t", 1, at)
+    assert stock_steps(postgres_uri) == [1, 0]
+    (event,) = saver.named("put.unconfirmed")
+    assert "fsynced" in event.message
 
 
 def test_a_cancelled_put_leaves_the_saver_usable(make: Any, postgres_uri: str) -> None:
@@ -176,3 +197,25 @@ def test_a_cancelled_put_leaves_the_saver_usable(make: Any, postgres_uri: str) -
 
     asyncio.run(run())
     assert 99 in stock_steps(postgres_uri)
+
+
+def test_a_put_that_is_cancelled_during_its_flush_strands_nobody(make: Any, postgres_uri: str) -> None:
+    saver = make(ack="flushed", postgres_timeout=20.0)
+    saver.setup()
+    waits = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+
+    async def run() -> None:
+        with psycopg.connect(postgres_uri) as holder, psycopg.connect(postgres_uri, autocommit=True) as conn:
+            holder.execute("SELECT 1 FROM checkpoint_buffer_partitions FOR UPDATE")
+            puts = [asyncio.create_task(saver.aput(config(f"t{n}"), *make_checkpoint(0))) for n in range(2)]
+            await await_until(lambda: conn.execute(waits).fetchone() is not None)
+            puts[0].cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await puts[0]
+            holder.rollback()
+            await puts[1]
+        await saver.aput(config("t2"), *make_checkpoint(0))
+        await saver.aclose()
+
+    asyncio.run(run())
+    assert [stock_steps(postgres_uri, f"t{n}") for n in range(3)] == [[0], [0], [0]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import operator
+import threading
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import psycopg
@@ -20,6 +21,7 @@ from graphs import (
     plain,
     sorted_interrupts,
 )
+from helpers import wait_until
 from langgraph.channels.delta import DeltaChannel
 from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.postgres import PostgresSaver
@@ -298,8 +300,42 @@ def test_a_deletion_wins_over_a_flush_that_has_read_before_it(
             other.delete_thread("t")
         other._core.flusher._session.pipeline = pipeline
     assert saver.flush()
+    assert not saver._core.redis.client().exists(saver._core.commands.layout.thread("t").clean), "nothing to be read"
     assert saver.get_tuple(config()) is None
     assert list(saver.list(config())) == []
+
+
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read"])
+def test_a_deletion_wins_over_a_flush_that_waits_for_its_lock(
+    saver: BufferedPostgresSaver, postgres_uri: str, redis_url: str, isolation: str
+) -> None:
+    """What the flush sees is from after the deletion, whatever isolation is the database's default."""
+    with psycopg.connect(postgres_uri, autocommit=True) as conn:
+        conn.execute(f"ALTER DATABASE {conn.info.dbname} SET default_transaction_isolation = '{isolation}'")
+        saver._core.flusher.submit(lambda session: session.close()).result()  # the setting is for new connections
+        put(saver, config(), a=[1])
+        with BufferedPostgresSaver.from_conn_string(
+            postgres_uri, redis_url=redis_url, prefix=saver.options.prefix, hooks=(), triggers=frozenset()
+        ) as other:
+            session = other._core.flusher._session
+            bury, pipeline = session.bury, session.pipeline
+            flushing = threading.Thread(target=saver.flush)
+            waits = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+
+            def with_the_lock(*args: Any) -> Any:
+                found = bury(*args)
+                flushing.start()
+                wait_until(lambda: conn.execute(waits).fetchone() is not None)
+                return found
+
+            def too_late(calls: Any) -> Any:
+                flushing.join()  # all that is to keep the flush from saving the thread is the tombstone
+                return pipeline(calls)
+
+            session.bury, session.pipeline = with_the_lock, too_late
+            other.delete_thread("t")
+        assert conn.execute("SELECT FROM checkpoints").fetchone() is None
+    assert saver.get_tuple(config()) is None
 
 
 # -- whole graphs by turns ---------------------------------------------------------------------------------------

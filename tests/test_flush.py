@@ -16,9 +16,12 @@ from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.errors import GraphRecursionError
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import interrupt
+from savers import put_chain, stock_tuples
 
 from checkpointer import BufferedPostgresSaver
 from checkpointer.flush.session import LockedElsewhereError
+from checkpointer.records import Address
+from checkpointer.store import reads, threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -300,11 +303,24 @@ async def test_an_asynchronous_flush_of_everything_brings_all_threads(make: Any,
     await saver.aclose()
 
 
-def test_a_long_thread_is_flushed_in_several_batches_in_order(make: Any, rows: Rows) -> None:
-    saver = make(triggers=frozenset(), batch_records=7)
-    update_only(saver, "t", times=30)
+def test_a_long_thread_is_flushed_in_several_batches_in_order(make: Any, rows: Rows, postgres_uri: str) -> None:
+    """After each commit stock sees no checkpoint without its channels, and none without its parent."""
+    saver = make(triggers=frozenset(), batch_records=4)
+    put_chain(saver, "t", range(12), big=["x"])
+    session = saver._core.flusher._session
+    acknowledge, seen = session._acknowledge, []
+
+    def look(*args: Any) -> None:
+        seen.append(stock_tuples(postgres_uri))
+        acknowledge(*args)
+
+    session._acknowledge = look
     assert saver.flush("t")
-    assert rows.checkpoints("t") == 30
+    assert rows.checkpoints("t") == 12
+    assert len(seen) > 5
+    for found in seen:
+        steps = range(len(found) - 1, -1, -1)
+        assert [t.checkpoint["channel_values"] for t in found] == [{"step": [step], "big": ["x"]} for step in steps]
 
 
 def test_a_flush_that_cannot_get_the_partition_is_false_and_a_warning(make: Any, rows: Rows) -> None:
@@ -431,6 +447,38 @@ def test_a_worker_that_lost_the_lock_race_reads_nothing_older(make: Any, rows: R
     assert order == ["locked", "read", "committed"]
 
 
+def test_what_was_put_again_is_saved_by_a_worker_that_had_to_wait_for_the_lock(make: Any, rows: Rows) -> None:
+    """Had it read before, it would take that for older than what others have saved meanwhile, and drop it."""
+    saver, other = (make(triggers=frozenset(), partitions=1, postgres_timeout=20.0) for _ in range(2))
+    update_only(saver, "t")
+    assert saver.flush("t")
+    again = saver.get_tuple(config("t"))
+    saver.put(again.config, again.checkpoint, {**again.metadata, "revision": 2}, {})
+    drain, waiting = other._core.flusher._session._drain, []
+
+    def with_the_lock(*args: Any) -> None:
+        waiting.append(threading.Thread(target=saver.flush, args=("t",)))
+        waiting[0].start()
+        wait_until(lambda: waits_for_a_lock(rows))
+        update_only(other, "u")
+        drain(*args)
+
+    other._core.flusher._session._drain = with_the_lock
+    assert other.flush("u")
+    waiting[0].join()
+    other._core.flusher._session._drain = drain
+    assert rows.checkpoints("u") == 1
+    assert rows.conn.execute("SELECT metadata -> 'revision' FROM checkpoints WHERE thread_id = 't'").fetchone() == (2,)
+
+
+def waits_for_a_lock(rows: Rows) -> bool:
+    row = rows.conn.execute(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    ).fetchone()
+    assert row is not None
+    return bool(row[0])
+
+
 def test_a_saver_with_another_number_of_partitions_is_refused(make: Any) -> None:
     from checkpointer import ConfigurationError
 
@@ -453,6 +501,21 @@ def test_isolation_and_commit_settings_are_forced(make: Any, postgres_uri: str, 
             "SELECT current_setting('synchronous_commit') AS s, current_setting('transaction_isolation') AS i"
         ).fetchone()
     assert (shown["s"], shown["i"]) == ("on", "read committed")
+
+
+def test_an_opening_is_on_disk_before_a_put_relies_on_it(make: Any, rows: Rows, prefix: str) -> None:
+    make(triggers=frozenset())
+    address = Address("t", "")
+    for sql, params in (
+        threads.opening(prefix, "t"),
+        reads.verify(prefix, address, opening=True)[:2],
+        reads.latest(prefix, address, opening=True)[:2],
+    ):
+        rows.conn.execute("SET synchronous_commit = off")
+        with rows.conn.transaction():
+            rows.conn.execute(sql.encode(), params)
+            shown = rows.conn.execute("SHOW synchronous_commit").fetchone()
+        assert shown == ("on",)
 
 
 def test_a_lost_race_is_soft(make: Any, rows: Rows) -> None:

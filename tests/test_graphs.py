@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
     from langgraph.checkpoint.serde.base import SerializerProtocol
 
+    from checkpointer import CheckpointEvent
+
 NEVER: dict[str, Any] = {"triggers": frozenset()}
 RACING: dict[str, Any] = {"flush_size": 1, "flush_age": 0.01}
 
@@ -56,6 +58,8 @@ class Recorded(BufferedPostgresSaver):
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
         self.saved: dict[tuple[str, str], RunnableConfig] = {}
+        self.events: list[CheckpointEvent] = []
+        self.hooks.add(self.events.append)
 
     def _record(self, saved: RunnableConfig) -> RunnableConfig:
         configurable = saved["configurable"]
@@ -305,7 +309,10 @@ def holding_marker(found: dict[str, list[bytes]]) -> set[str]:
 
 @pytest.mark.parametrize("api", ["sync", "async"])
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_an_encrypted_state_is_nowhere_in_plain_text(name: str, api: str, place: Place) -> None:
+def test_an_encrypted_state_is_nowhere_in_plain_text(
+    name: str, api: str, place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
     serde = EncryptedSerializer.from_pycryptodome_aes(key=b"0123456789abcdef")
     scenario = SCENARIOS[name]
     buffered: list[dict[str, list[bytes]]] = []
@@ -319,6 +326,8 @@ def test_an_encrypted_state_is_nowhere_in_plain_text(name: str, api: str, place:
     assert all(stored.values()), "there was nothing to search"
     assert not holding_marker(stored)
     assert not holding_marker(in_redis(place))
+    logged = [r.getMessage() for r in caplog.records if r.name.startswith(("checkpointer", "observability"))]
+    assert MARKER not in repr((saver.events, logged))
     # Nor is anything lost by it.
     assert_same(place, ours, place.stock(scenario, api, "async"))
     assert_rows_agree(place, ours, saver, serde)

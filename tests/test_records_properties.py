@@ -212,3 +212,6 @@ def test_nothing_that_is_not_in_postgres_has_a_time_to_live(saver: BufferedPostg
         for key in (keys.clean, keys.facts, keys.writes):
             assert 0 < client.ttl(key) <= saver.options.clean_ttl + 1, key
         assert client.hlen(keys.clean) == 3, "only the head stays: checkpoint, blob and write"
+    saver.put_writes(where, [("b", 1)], "another task")
+    for key in (keys.dirty, keys.order, keys.writes, keys.facts):
+        assert client.ttl(key) == -1, key

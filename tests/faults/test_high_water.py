@@ -11,6 +11,7 @@ from helpers import wait_until
 from savers import NOTHING, put, put_chain, stock_steps
 
 from checkpointer.options import BufferOptions
+from checkpointer.steps import Flushed, Pause
 from checkpointer.watermarks import WaterMarks
 
 if TYPE_CHECKING:
@@ -45,14 +46,32 @@ def test_the_count_of_waiting_bytes_is_exact(open_saver: Any) -> None:
     assert held_bytes(saver) == 0
 
 
+def note_waits(saver: Any) -> list[Any]:
+    """Return a list of what puts wait for from now on: pauses and flushes."""
+    do, waits = saver._do, []
+
+    def noting(step: Any) -> Any:
+        if isinstance(step, Pause | Flushed):
+            waits.append(step)
+        return do(step)
+
+    saver._do = noting
+    return waits
+
+
 def test_above_the_mark_puts_wait_until_postgres_has_them(open_saver: Any, own_servers: Servers) -> None:
     saver = open_saver(triggers=NOTHING, high_water_bytes=40_000)
+    waits = note_waits(saver)
     parent = None
     for step in range(60):
         parent = put(saver, "t", step, parent, big=[str(step) * 500])
         assert held_bytes(saver) <= 40_000
     (high,) = saver.named("buffer.high")[:1]
     assert high.context["high_water_bytes"] == 40_000
+    assert any(isinstance(wait, Pause) for wait in waits)
+    put(saver, "u", 0, big=KILOBYTE * 20)
+    assert any(isinstance(wait, Flushed) and wait.thread_id == "u" for wait in waits)
+    assert stock_steps(own_servers.postgres_uri, "u") == [0]
     assert saver.flush()
     assert len(stock_steps(own_servers.postgres_uri)) == 60
 
@@ -62,7 +81,9 @@ def test_while_postgres_is_away_nothing_is_slowed_down_and_all_is_kept(open_save
     parent = put(saver, "t", 0)
     own_servers.postgres.kill()
     assert not saver.flush()
+    waits = note_waits(saver)
     parent = put_chain(saver, "t", range(1, 60), parent, big=KILOBYTE)
+    assert not waits
     assert saver.named("buffer.high")
     assert saver._core.postgres_tier.is_down
     own_servers.postgres.start()

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from helpers import wait_until
 from langgraph.graph import END, START, StateGraph
-from savers import NOTHING, State, config, graph, put, put_chain, stock_steps
+from savers import NOTHING, State, config, graph, make_checkpoint, put, put_chain, stock_steps
 
 if TYPE_CHECKING:
     from checkpointer.embedded import Servers
@@ -52,15 +52,21 @@ async def test_the_same_for_an_asynchronous_run(open_saver: Any, own_servers: Se
     await saver.aclose()
 
 
-def test_neither_do_its_subgraphs(open_saver: Any, own_servers: Servers) -> None:
+@pytest.mark.parametrize("deleted", ["before the subgraph", "in the subgraph"])
+def test_neither_do_its_subgraphs(open_saver: Any, own_servers: Servers, deleted: str) -> None:
     saver = open_saver()
-    inner = graph(None, lambda: saver.delete_thread("t"), lambda: None)
+
+    def delete_if(here: str) -> None:
+        if deleted == here:
+            saver.delete_thread("t")
+
+    inner = graph(None, lambda: delete_if("in the subgraph"), lambda: None)
     builder = StateGraph(State)
+    builder.add_node("first", lambda state: delete_if("before the subgraph") or {"xs": [8]})
     builder.add_node("sub", inner)
     builder.add_node("last", lambda state: {"xs": [9]})
-    builder.add_edge(START, "sub")
-    builder.add_edge("sub", "last")
-    builder.add_edge("last", END)
+    for a, b in ((START, "first"), ("first", "sub"), ("sub", "last"), ("last", END)):
+        builder.add_edge(a, b)
     builder.compile(checkpointer=saver).invoke({"xs": []}, config(), durability="sync")
     assert saver.flush()
     assert rows_of(own_servers.postgres_uri) == (0, 0, 0)
@@ -81,6 +87,7 @@ def test_what_the_buffer_has_taken_before_it_knew_is_sorted_out_at_the_flush(
     new = put_chain(saver, "t", range(10, 12))
     saver.put_writes(new, [("a", 1)], "task")
     assert saver.flush()
+    assert not saver._core.redis.client().exists(saver._core.commands.layout.thread("t").clean), "nothing to be read"
     assert stock_steps(own_servers.postgres_uri) == [11, 10]
     assert rows_of(own_servers.postgres_uri)[2] == 1
     assert saver.named("put.late")
@@ -109,9 +116,11 @@ def test_a_late_put_that_goes_around_redis_is_dropped_too(open_saver: Any, own_s
 
 def test_forks_from_any_checkpoint_of_the_new_life_are_taken(open_saver: Any, own_servers: Servers) -> None:
     saver = open_saver(triggers=NOTHING)
+    # Another machine's clock may be behind, so that an id of the new life is lower than the last of the old one.
+    behind = make_checkpoint(0)
     put_chain(saver, "t", range(3))
     saver.delete_thread("t")
-    root = put(saver, "t", 0)
+    root = saver.put(config(), *behind)
     put_chain(saver, "t", range(1, 4), root)
     saver.flush()
     put(saver, "t", 7, root)
