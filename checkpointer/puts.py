@@ -174,7 +174,7 @@ class Puts:
         level = put.ack or self._options.ack
         is_delta = _DELTA in put.row.metadata
         try:
-            reply, confirmed = yield from self._into_buffer(about, call, put.origin, level, is_delta)
+            reply, answer = yield from self._into_buffer(about, call, put.origin, level, is_delta)
         except BufferUnavailableError as exc:
             if is_delta and self._ledger.debt(address.thread_id):
                 raise self._lost(
@@ -199,7 +199,7 @@ class Puts:
             # The put is acknowledged; without the unchanged channels, reads ask Postgres for them.
             with contextlib.suppress(BufferUnavailableError):
                 yield self._commands.fill(address, put.row.checkpoint_id, blobs)
-        yield from self._make_sure(about, level, confirmed, reply)
+        yield from self._make_sure(about, level, answer, reply)
         return saved
 
     @staticmethod
@@ -224,7 +224,7 @@ class Puts:
 
         origin = address.checkpoint_ns, put.checkpoint_id
         try:
-            reply, confirmed = yield from self._into_buffer(about, call, origin, level, False)
+            reply, answer = yield from self._into_buffer(about, call, origin, level, False)
         except BufferUnavailableError as exc:
             batch = Batch()
             for write in put.writes:
@@ -235,7 +235,7 @@ class Puts:
             return
         owed = Owed(reply.sequence, address.checkpoint_ns, put.checkpoint_id, put.writes[0].task_id)
         self._note(about, reply, len(put.writes), owed)
-        yield from self._make_sure(about, level, confirmed, reply)
+        yield from self._make_sure(about, level, answer, reply)
 
     # -- into the buffer -----------------------------------------------------------------------------------------
 
@@ -246,8 +246,8 @@ class Puts:
         origin: tuple[str, str] | None,
         level: Ack,
         is_delta: bool,
-    ) -> Generator[Step, Any, tuple[PutReply | None, bool]]:
-        """Put into Redis what `call` builds; returns the reply, None for a late put, and whether it is confirmed.
+    ) -> Generator[Step, Any, tuple[PutReply | None, Any]]:
+        """Put into Redis what `call` builds; returns the reply, None for a late put, and the one to the confirmation.
 
         Raises:
             BufferUnavailableError: Redis cannot take it.
@@ -273,13 +273,10 @@ class Puts:
         )
         for _ in range(_ATTEMPTS):
             raw = yield call(standing, whole)._replace(confirm=self._confirmation(level))
-            confirmed = level == "buffered"
-            if level in ("replicated", "fsynced"):
-                raw, answer = raw
-                confirmed = self._is_confirmed(level, answer)
+            raw, answer = raw if level in ("replicated", "fsynced") else (raw, None)
             reply = self._commands.read_put(raw)
             if reply.refused is None:
-                return reply, confirmed
+                return reply, answer
             if reply.refused == "closed":
                 standing, whole = yield from self._open(thread, standing)
             elif reply.refused == "lost":
@@ -287,7 +284,7 @@ class Puts:
                 standing, whole = standing._replace(expected=0), True
                 yield from self._look_for_losses(about, is_delta)
             elif (yield from self._is_late(about, origin)):
-                return None, True
+                return None, None
             else:
                 standing = standing._replace(force=True)
         raise BufferUnavailableError(
@@ -357,6 +354,8 @@ class Puts:
         return ("WAITAOF", 1, 0, milliseconds) if level == "fsynced" else ()
 
     def _is_confirmed(self, level: Ack, answer: Any) -> bool:
+        if level in ("buffered", "flushed"):
+            return level == "buffered"
         if isinstance(answer, Exception):
             raise UnsupportedServerError(
                 f"This Redis cannot acknowledge with ack={level!r} ({answer}): "
@@ -371,14 +370,15 @@ class Puts:
             return int(answer) >= self._options.replicas
         return int(answer[0]) >= 1
 
-    def _make_sure(self, about: _About, level: Ack, confirmed: bool, reply: PutReply) -> Generator[Step, Any, None]:
+    def _make_sure(self, about: _About, level: Ack, answer: Any, reply: PutReply) -> Generator[Step, Any, None]:
         """Bring a buffered put to the level asked for.
 
         Raises:
             AcknowledgementError: That failed.
+            UnsupportedServerError: Redis cannot tell.
         """
         thread = about.address.thread_id
-        if confirmed:
+        if self._is_confirmed(level, answer):
             if self._marks.goes_through() and not self._postgres_tier.is_down:
                 # If that fails, it is still buffered, which is what was asked for.
                 with contextlib.suppress(CheckpointerError):

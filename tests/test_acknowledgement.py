@@ -67,10 +67,34 @@ def test_a_call_chooses_its_level_in_its_config(make: Any, postgres_uri: str) ->
 async def test_the_levels_of_asynchronous_puts(make: Any, postgres_uri: str) -> None:
     saver = make()
     await saver.asetup()
-    for step, level in enumerate(["buffered", "fsynced", "flushed"]):
+    for step, level in enumerate(["buffered", "flushed"]):
         checkpoint, metadata, new = make_checkpoint(step)
         await saver.aput(config(f"t{step}", ack=level), checkpoint, metadata, new)
-    assert [stock_steps(postgres_uri, f"t{i}") for i in range(3)] == [[], [], [2]]
+    assert [stock_steps(postgres_uri, f"t{i}") for i in range(2)] == [[], [1]]
+    await saver.aclose()
+
+
+async def test_fsynced_is_acknowledged_by_redis_or_refused_by_one_that_is_too_old(
+    make: Any, postgres_uri: str, redis_url: str
+) -> None:
+    saver = make()
+    await saver.asetup()
+    checkpoint, metadata, new = make_checkpoint(0)
+    putting = saver.aput(config(ack="fsynced"), checkpoint, metadata, new)
+    with redis.Redis.from_url(redis_url) as client:
+        known = client.command_list(pattern="waitaof")
+    if known:
+        await putting
+        make(ack="fsynced").setup()
+    else:
+        with pytest.raises(UnsupportedServerError, match=r"Redis 7\.2 or Valkey .* The put is in the buffer\."):
+            await putting
+        with pytest.raises(UnsupportedServerError, match=r"needs Redis 7\.2 .*; this is Redis 7\.0"):
+            make(ack="fsynced").setup()
+    assert (await saver.aget_tuple(config())).metadata["step"] == 0
+    assert stock_steps(postgres_uri) == []
+    assert await saver.aflush()
+    assert stock_steps(postgres_uri) == [0]
     await saver.aclose()
 
 
@@ -118,7 +142,9 @@ def test_what_cannot_be_flushed_is_said_and_stays_buffered(make: Any, postgres_u
     assert stock_steps(postgres_uri) == [0]
 
 
-def test_without_an_append_only_file_fsynced_is_refused(make: Any, own_servers: embedded.Servers) -> None:
+def test_without_an_append_only_file_fsynced_is_refused_and_the_put_is_in_the_buffer(
+    make: Any, postgres_uri: str, own_servers: embedded.Servers
+) -> None:
     with redis.Redis.from_url(own_servers.redis_url) as client:
         client.config_set("appendonly", "no")
     with pytest.raises(UnsupportedServerError, match="appendonly no"):
@@ -126,8 +152,12 @@ def test_without_an_append_only_file_fsynced_is_refused(make: Any, own_servers: 
     saver = make(own_servers.redis_url)
     saver.setup()
     checkpoint, metadata, new = make_checkpoint(0)
-    with pytest.raises(UnsupportedServerError, match="ack='fsynced'"):
+    with pytest.raises(UnsupportedServerError, match=r"ack='fsynced' .* The put is in the buffer\."):
         saver.put(config(ack="fsynced"), checkpoint, metadata, new)
+    assert saver.get_tuple(config()).metadata["step"] == 0
+    assert saver._core.ledger.debt("t"), "it is flushed at the next occasion"
+    assert saver.flush()
+    assert stock_steps(postgres_uri) == [0]
 
 
 def test_without_replicas_replicated_is_refused_at_setup_and_flushed_later(make: Any, postgres_uri: str) -> None:
