@@ -15,7 +15,6 @@ from langgraph.checkpoint.base import get_checkpoint_id
 from psycopg.types.json import Jsonb
 
 from checkpointer import checks
-from checkpointer.buffer.commands import BufferRead, Commands, pack_known
 from checkpointer.errors import (
     BufferUnavailableError,
     FlushIncompleteError,
@@ -57,6 +56,7 @@ if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
     from langgraph.checkpoint.base import CheckpointTuple, DeltaChannelHistory
 
+    from checkpointer.buffer.commands import BufferRead, Commands
     from checkpointer.flush.flusher import Flusher
     from checkpointer.flush.ledger import Ledger
     from checkpointer.options import BufferOptions
@@ -277,7 +277,7 @@ class Operations:
                     self._puts.opened(address.thread_id, threads.read_opening(rows))
                 stored, heads = reads.read_latest(rows)
                 if heads is not None and not found.knows_all:
-                    self._puts.learn(address.thread_id, pack_known(heads))
+                    self._puts.learn(address.thread_id, heads)
             else:
                 stored = reads.read_one((yield reads.one(address, checkpoint_id)))
             if not buffer_wins(found, stored):
@@ -294,7 +294,13 @@ class Operations:
             rest = reads.read_parts((yield reads.parts(address, snapshot.checkpoint_id, refs)))
             return complete(snapshot, *rest, found)
         except StoreUnavailableError as exc:
-            is_all = found.complete and checkpoint_id in (None, found.head)
+            is_empty = False
+            if checkpoint_id is None and not (found.complete or found.knows_all):
+                # A put of this process may know more of the thread than Redis did: asked first, it may arrive between.
+                is_empty = self._puts.knows_empty(address)
+                found = yield from self._buffered(address, None)
+                is_empty = found.head is None and (is_empty or found.knows_all)
+            is_all = is_empty or (found.complete and checkpoint_id in (None, found.head))
             self._require_buffer_alone(address, found, exc, is_all=is_all)
             return from_buffer(address, found, None)
 

@@ -12,11 +12,11 @@ import contextlib
 import threading
 import time
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
 
-from checkpointer.buffer.commands import Commands, PutReply, ScriptCall, Standing
+from checkpointer.buffer.commands import Commands, PutReply, ScriptCall, Standing, pack_known
 from checkpointer.buffer.keys import tag_of
 from checkpointer.errors import (
     AcknowledgementError,
@@ -37,7 +37,7 @@ from checkpointer.store.reads import Query
 from checkpointer.store.writes import Batch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     from langchain_core.runnables import RunnableConfig
 
@@ -54,6 +54,8 @@ if TYPE_CHECKING:
 _KNOWN_THREADS = 10_000
 # An opening that no put has used for this long may have been taken back (flush/session.py: CLOSE_AFTER).
 _OPENING_SECONDS = 20.0
+# For how long what a read has learned of a thread is believed without asking again: until its run's first put arrives.
+_LEARNED_SECONDS = 20.0
 _ATTEMPTS = 6
 _DELTA = b'"counters_since_delta_snapshot"'
 
@@ -82,6 +84,13 @@ class _About:
             operation=self.operation,
             **more,
         )
+
+
+class _Learned(NamedTuple):
+    """All namespaces of a thread and their heads, as Postgres had them, and when that was read."""
+
+    heads: Sequence[tuple[str, str]]
+    at: float
 
 
 class Puts:
@@ -118,8 +127,9 @@ class Puts:
         self._flusher = flusher
         self._marks = marks
         self._lock = threading.Lock()
-        # What cold reads learned of whole threads: thread -> packed heads, for the thread's next put.
-        self._known: OrderedDict[str, bytes] = OrderedDict()
+        # What cold reads learned of whole threads, for the thread's next put, and what such a put is about to bring.
+        self._known: OrderedDict[str, _Learned] = OrderedDict()
+        self._on_the_way: dict[str, _Learned] = {}
         # Threads that a read has opened for the puts that follow: thread -> opening, and when.
         self._openings: OrderedDict[str, tuple[Opening, float]] = OrderedDict()
         # Threads whose users were told of the outage of Redis with this number, and of late puts.
@@ -134,10 +144,22 @@ class Puts:
 
     # -- what reads tell -----------------------------------------------------------------------------------------
 
-    def learn(self, thread_id: str, known: bytes) -> None:
-        """Keep what a read has learned of all namespaces of a thread, for its next put."""
+    def learn(self, thread_id: str, heads: Sequence[tuple[str, str]]) -> None:
+        """Keep what a read has learned of a thread, all its namespaces and their heads, for its next put."""
         with self._lock:
-            _keep(self._known, thread_id, known)
+            _keep(self._known, thread_id, _Learned(heads, time.monotonic()))
+
+    def knows_empty(self, address: Address) -> bool:
+        """Tell whether a read has just learned that Postgres has nothing of a namespace.
+
+        Redis learns it from the thread's next put, which may be on its way: a run that saves in the background can
+        reach a subgraph before its first put has reached Redis.
+        """
+        with self._lock:
+            learned = self._on_the_way.get(address.thread_id) or self._known.get(address.thread_id)
+        if learned is None or time.monotonic() - learned.at > _LEARNED_SECONDS:
+            return False
+        return all(ns != address.checkpoint_ns for ns, _ in learned.heads)
 
     def opened(self, thread_id: str, opening: Opening) -> None:
         """Keep the token under which a read has opened a thread, for its next put."""
@@ -149,6 +171,21 @@ class Puts:
         with self._lock:
             for thread_id in thread_ids:
                 self._known.pop(thread_id, None)
+                self._on_the_way.pop(thread_id, None)
+
+    @contextlib.contextmanager
+    def _bringing(self, thread_id: str) -> Iterator[bytes]:
+        """Take what was learned of a thread, packed, for a put that lasts as long as the block."""
+        with self._lock:
+            learned = self._known.pop(thread_id, None)
+            if learned is not None:
+                self._on_the_way[thread_id] = learned
+        try:
+            yield b"" if learned is None else pack_known(learned.heads)
+        finally:
+            with self._lock:
+                if self._on_the_way.get(thread_id) is learned:
+                    self._on_the_way.pop(thread_id, None)
 
     def _opening(self, thread_id: str) -> Opening | None:
         with self._lock:
@@ -165,7 +202,6 @@ class Puts:
         self._ledger.begin(address.thread_id)
         self._report_changes(about, put.changes)
         saved = saved_config(address, put.row.checkpoint_id)
-        known = self._known.pop(address.thread_id, b"")
 
         def call(standing: Standing, whole: bool) -> ScriptCall:
             blobs = self._all_blobs(put, codec) if whole else put.blobs
@@ -174,7 +210,8 @@ class Puts:
         level = put.ack or self._options.ack
         is_delta = _DELTA in put.row.metadata
         try:
-            reply, answer = yield from self._into_buffer(about, call, put.origin, level, is_delta)
+            with self._bringing(address.thread_id) as known:
+                reply, answer = yield from self._into_buffer(about, call, put.origin, level, is_delta)
         except BufferUnavailableError as exc:
             if is_delta and self._ledger.debt(address.thread_id):
                 raise self._lost(

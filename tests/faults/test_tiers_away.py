@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import psycopg
 import pytest
+import redis
 from helpers import await_until, wait_until
 from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.graph import END, START, StateGraph
@@ -113,7 +114,7 @@ def test_a_run_completes_while_postgres_is_killed_and_its_checkpoints_arrive_whe
     assert failed.user_notice
     assert failed.error.stack
     own_servers.postgres.start()
-    wait_until(lambda: named(saver, "flush.recovered"), timeout=30)
+    wait_until(lambda: named(saver, "flush.recovered"))
     wait_until(lambda: not saver._core.ledger.records)
     root = [t for t in stock_history(own_servers.postgres_uri) if t.config["configurable"]["checkpoint_ns"] == ""]
     assert len(root) == 6
@@ -122,13 +123,62 @@ def test_a_run_completes_while_postgres_is_killed_and_its_checkpoints_arrive_whe
     assert run.get_state(config()).values == result
 
 
+def test_a_run_whose_first_put_is_still_on_its_way_enters_a_subgraph_while_postgres_is_away(
+    make: Any, own_servers: Servers
+) -> None:
+    saver = make(redis_timeout=60.0)
+    with redis.Redis.from_url(own_servers.redis_url) as client:
+
+        def let_puts_through(state: State) -> State:
+            assert not saver._core.ledger.records, "no put has arrived yet"
+            client.client_unpause()
+            return {"xs": [3]}
+
+        inner = StateGraph(State)
+        inner.add_node("i0", let_puts_through)
+        inner.add_edge(START, "i0")
+        builder = StateGraph(State)
+        builder.add_node("kills", lambda state: own_servers.postgres.kill())
+        builder.add_node("calls", inner.compile())
+        builder.add_edge(START, "kills")
+        builder.add_edge("kills", "calls")
+        assert saver.get_tuple(config("other")) is None  # a script that is not loaded yet would wait too
+        client.client_pause(60_000, all=False)  # reads go on, what writes waits
+        result = builder.compile(checkpointer=saver).invoke({"xs": []}, config(), durability="async")
+    assert result["xs"] == [3]
+    own_servers.postgres.start()
+    wait_until(lambda: not saver._core.ledger.records)
+    assert stock_history(own_servers.postgres_uri)[0].checkpoint["channel_values"]["xs"] == [3]
+
+
+def test_what_a_read_has_learned_of_a_thread_is_no_answer_for_long_nor_for_namespaces_that_exist(
+    make: Any, own_servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver, other = make(triggers=frozenset()), make(triggers=frozenset())
+    put_one(saver, "t")
+    saver.flush()
+    with redis.Redis.from_url(own_servers.redis_url) as client:
+        client.flushall()
+    fresh = make(triggers=frozenset())
+    assert fresh.get_tuple(config()) is not None
+    own_servers.postgres.kill()
+    inner: Any = {"configurable": {"thread_id": "t", "checkpoint_ns": "calls:1"}}
+    assert fresh.get_tuple(inner) is None
+    for reader, where in ((fresh, config()), (other, inner)):
+        with pytest.raises(StoreUnavailableError, match="does not hold all of thread 't'"):
+            reader.get_tuple(where)
+    monkeypatch.setattr("checkpointer.puts._LEARNED_SECONDS", 0.0)
+    with pytest.raises(StoreUnavailableError, match="does not hold all of thread 't'"):
+        fresh.get_tuple(inner)
+
+
 async def test_an_asynchronous_run_completes_while_postgres_is_away(make: Any, own_servers: Servers) -> None:
     saver = make()
     run = graph(saver, own_servers.postgres.kill, subgraph=True)
     result = await run.ainvoke({"xs": []}, config())
     await await_until(lambda: named(saver, "flush.failed"))
     await asyncio.to_thread(own_servers.postgres.start)
-    await await_until(lambda: not saver._core.ledger.records, timeout=30)
+    await await_until(lambda: not saver._core.ledger.records)
     assert (
         len([t for t in stock_history(own_servers.postgres_uri) if not t.config["configurable"]["checkpoint_ns"]]) == 6
     )
@@ -219,7 +269,7 @@ def test_a_run_completes_while_redis_is_killed_and_nothing_of_it_is_lost(
     assert around.user_notice
     assert len(wait_until(lambda: named(saver, "backend.down"))) == 1
     own_servers.valkey.start()
-    wait_until(lambda: not saver._core.ledger.records, timeout=30)
+    wait_until(lambda: not saver._core.ledger.records)
     root = [t for t in stock_history(own_servers.postgres_uri) if t.config["configurable"]["checkpoint_ns"] == ""]
     assert len(root) == 6
     wait_until(lambda: named(saver, "backend.up"))
@@ -237,7 +287,7 @@ async def test_an_asynchronous_run_completes_while_redis_is_away(make: Any, own_
     result = await run.ainvoke({"xs": []}, config())
     assert result["xs"] == [1, 2, 1, 2, 1, 1, 1]
     await asyncio.to_thread(own_servers.valkey.start)
-    await await_until(lambda: not saver._core.ledger.records, timeout=30)
+    await await_until(lambda: not saver._core.ledger.records)
     assert (
         len([t for t in stock_history(own_servers.postgres_uri) if not t.config["configurable"]["checkpoint_ns"]]) == 6
     )
@@ -294,7 +344,7 @@ def test_redis_killed_under_load_has_all_that_it_acknowledged_after_its_restart(
         put_one(saver, "t", i)
     own_servers.valkey.kill()
     own_servers.valkey.start()
-    report = wait_until(saver.flush, timeout=30)
+    report = wait_until(saver.flush)
     assert report.checkpoints == 50
     assert len(stock_history(own_servers.postgres_uri)) == 50
 
@@ -336,7 +386,7 @@ def test_with_both_away_the_put_raises_and_an_event_says_from_which_step_the_run
     assert lost[0].thread_id == "t"
     own_servers.valkey.start()
     own_servers.postgres.start()
-    wait_until(lambda: not saver._core.ledger.records, timeout=30)
+    wait_until(lambda: not saver._core.ledger.records)
     assert max(t.metadata["step"] for t in stock_history(own_servers.postgres_uri)) == 1
 
 
@@ -371,7 +421,7 @@ async def test_console_thread_log_run_events_and_error_table_all_know_of_an_outa
     with caplog.at_level("INFO", logger="checkpointer.events"):
         await graph(saver, server.kill, subgraph=subgraph).ainvoke({"xs": []}, config())
         await await_until(lambda: named(saver, name))
-        await await_until(lambda: [e for e in seen if e["type"] == error_type], timeout=20, message="the user's notice")
+        await await_until(lambda: [e for e in seen if e["type"] == error_type], message="the user's notice")
         await await_until(lambda: name in caplog.text, message="the console")
         await asyncio.to_thread(server.start)
 
@@ -385,7 +435,7 @@ async def test_console_thread_log_run_events_and_error_table_all_know_of_an_outa
             ).fetchone()
         return row is not None and row[0] == 1 and row[1] >= 1 and row[2] == 6
 
-    await await_until(stored, timeout=40, message="error row, log and checkpoints are in Postgres")
+    await await_until(stored, message="error row, log and checkpoints are in Postgres")
     watching.cancel()
     notice = next(e for e in seen if e["type"] == error_type)
     assert notice["thread_id"] == "t"
