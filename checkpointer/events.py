@@ -76,7 +76,12 @@ def describe_error(exc: BaseException) -> ErrorInfo:
         seen = seen.__cause__ or seen.__context__
     frames: list[str] = []
     for link in [*reversed(chain), exc]:
-        frames += traceback.format_tb(link.__traceback__)
+        # Without marks under the lines, for which Python parses them: before 3.11.8 a thread that parses can make
+        # ast.parse fail in another one (python/cpython#106905), and this runs in threads of the saver's own.
+        places = traceback.extract_tb(link.__traceback__)
+        frames += traceback.format_list(
+            [traceback.FrameSummary(at.filename, at.lineno, at.name, line=at.line) for at in places]
+        )
         frames.append(f"{_type_of(link)}: {_message_of(link)}\n")
     return ErrorInfo(
         type=_type_of(exc),
