@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -12,7 +13,7 @@ import psycopg
 import pytest
 import redis
 from helpers import with_database
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from psycopg import sql
 
 from checkpointer import embedded
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-# No test depends on speed.
-settings.register_profile("project", deadline=None)
+# No test depends on speed, neither of what is tested nor of what makes up the examples.
+settings.register_profile("project", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("project")
 
 
@@ -44,13 +45,40 @@ def _spool_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         os.environ["CHECKPOINTER_SPOOL_DIR"] = before
 
 
+def _use_other_programs(patch: pytest.MonkeyPatch) -> None:
+    """Have servers started from TEST_POSTGRES_BIN (a folder) and TEST_REDIS_SERVER (a program), where they are set.
+
+    Only the tests need this, to prove what is said of older servers: so it is a patch here and no option there.
+    """
+    folder, redis_server = os.environ.get("TEST_POSTGRES_BIN"), os.environ.get("TEST_REDIS_SERVER")
+    of_wheels = embedded._programs
+
+    def programs(copies: Path, run_as: embedded._Identity) -> embedded._Programs:
+        found = of_wheels(copies, run_as)
+        if folder:
+            found = replace(found, postgres=Path(folder, "postgres"), initdb=Path(folder, "initdb"))
+        return replace(found, valkey=Path(redis_server)) if redis_server else found
+
+    patch.setattr(embedded, "_programs", programs)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server_programs() -> Iterator[None]:
+    """The programs that the tests of a file start."""
+    with pytest.MonkeyPatch.context() as patch:
+        _use_other_programs(patch)
+        yield
+
+
 @pytest.fixture(scope="session")
 def servers() -> Iterator[Addresses]:
-    """The servers that POSTGRES_URI and REDIS_URL name; embedded ones for what is not named."""
+    """The servers that POSTGRES_URI and REDIS_URL name; private ones for what is not named."""
     postgres_uri, redis_url = os.environ.get("POSTGRES_URI"), os.environ.get("REDIS_URL")
     with ExitStack() as stack:
         if not (postgres_uri and redis_url):
-            own = stack.enter_context(embedded.servers())
+            with pytest.MonkeyPatch.context() as patch:
+                _use_other_programs(patch)
+                own = stack.enter_context(embedded.servers())
             postgres_uri, redis_url = postgres_uri or own.postgres_uri, redis_url or own.redis_url
         yield Addresses(postgres_uri, redis_url)
 

@@ -329,7 +329,7 @@ def test_a_replica_is_refused_by_setup_and_gone_around_in_use(
 def test_a_node_of_a_cluster_needs_a_cluster_client(postgres_uri: str) -> None:
     with embedded.servers(valkey_args=["--cluster-enabled", "yes"]) as pair:
         saver, _ = make(postgres_uri, pair.redis_url)
-        with saver, pytest.raises(ConfigurationError, match="RedisCluster"):
+        with saver, pytest.raises(ConfigurationError, match=r"redis\+cluster://"):
             saver.setup()
 
 

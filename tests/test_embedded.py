@@ -73,6 +73,11 @@ tempfile.tempdir = home
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def server_programs() -> None:
+    """These tests are about the programs of the wheels, whatever the others use."""
+
+
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Servers]:
     with servers() as running:
