@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _INTERVAL = 0.02
+# On a loaded machine anything can take long; only a test that fails waits for all of it.
+_DEADLINE = 60
 
 
-def wait_until(predicate: Callable[[], T], timeout: float = 15, message: str = "it did not become true") -> T:
+def wait_until(predicate: Callable[[], T], timeout: float = _DEADLINE, message: str = "it did not become true") -> T:
     """Call `predicate` until its result is true, and return that; fail the test after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not (result := predicate()):
@@ -35,7 +37,7 @@ def wait_until(predicate: Callable[[], T], timeout: float = 15, message: str = "
 
 async def await_until(
     predicate: Callable[[], T | Awaitable[T]],
-    timeout: float = 15,  # noqa: ASYNC109 - the same signature as the synchronous one
+    timeout: float = _DEADLINE,  # noqa: ASYNC109 - the same signature as the synchronous one
     message: str = "it did not become true",
 ) -> T:
     """As `wait_until`, without blocking the loop; `predicate` may be a coroutine function."""
