@@ -237,27 +237,31 @@ class Operations:
             return (yield from self._snapshot_without_buffer(address, checkpoint_id, exc))
         return (yield from self._merged(address, checkpoint_id, found, opening=opening))
 
-    def _floor(self, address: Address) -> int:
-        return self._ledger.floor(self._commands.layout.partition_of(address.thread_id))
-
     def _buffered(
         self, address: Address, checkpoint_id: str | None, *, full: bool = False
     ) -> Generator[Step, Any, BufferRead]:
         """Read Redis; if it has forgotten what this process has put there, find out what is lost, and say so."""
-        read = self._commands.read_read
-        found = read(checkpoint_id, (yield self._commands.read(address, checkpoint_id, full=full)))
         thread = address.thread_id
-        if found.last < self._ledger.expected(thread):
+        partition = self._commands.layout.partition_of(thread)
+
+        def read() -> Generator[Step, Any, tuple[BufferRead, int, int]]:
+            # Noted before the question: the answer need not know of the puts that go on meanwhile.
+            expected, floor = self._ledger.expected(thread), self._ledger.floor(partition)
+            reply = yield self._commands.read(address, checkpoint_id, full=full)
+            return self._commands.read_read(checkpoint_id, reply), expected, floor
+
+        found, expected, floor = yield from read()
+        if found.last < expected:
             self._ledger.suspect(thread)
             if self._ledger.is_suspect(thread):
                 yield Job(lambda session: self._flusher.audit(session, [thread]))
-                found = read(checkpoint_id, (yield self._commands.read(address, checkpoint_id, full=full)))
-        if found.sequence < self._floor(address):
+                found, _, floor = yield from read()
+        if found.sequence < floor:
             # Redis is older than it was. What it has of the thread is flushed, without replacing anything.
             yield from self._flush_what_is_older(address)
-            found = read(checkpoint_id, (yield self._commands.read(address, checkpoint_id, full=full)))
-            found.is_stale = found.sequence < self._floor(address)
-        self._ledger.saw(thread, found.last, self._commands.layout.partition_of(thread), found.sequence)
+            found, _, floor = yield from read()
+            found.is_stale = found.sequence < floor
+        self._ledger.saw(thread, found.last, partition, found.sequence)
         return found
 
     def _flush_what_is_older(self, address: Address) -> Generator[Step, Any, None]:

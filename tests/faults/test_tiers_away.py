@@ -151,6 +151,25 @@ def test_a_run_whose_first_put_is_still_on_its_way_enters_a_subgraph_while_postg
     assert stock_history(own_servers.postgres_uri)[0].checkpoint["channel_values"]["xs"] == [3]
 
 
+def test_an_answer_of_redis_that_a_put_overtakes_does_not_look_like_a_loss(make: Any, own_servers: Servers) -> None:
+    saver = make(triggers=frozenset())
+    at = put_one(saver, "t")
+    own_servers.postgres.kill()
+    run = saver._core.redis.run
+
+    def overtaken(call: Any) -> Any:
+        reply = run(call)
+        if call.script.name == "read":
+            saver._core.redis.run = run
+            saver.put_writes(at, [("a", 1)], "task")
+        return reply
+
+    saver._core.redis.run = overtaken
+    assert saver.get_tuple(config()).pending_writes == []
+    assert not saver._core.ledger.is_suspect("t")
+    assert saver.get_tuple(config()).pending_writes == [("task", "a", 1)]
+
+
 def test_what_a_read_has_learned_of_a_thread_is_no_answer_for_long_nor_for_namespaces_that_exist(
     make: Any, own_servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
