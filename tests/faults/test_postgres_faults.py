@@ -70,7 +70,7 @@ def test_postgres_ended_again_and_again_under_load_gets_everything_in_the_end(
 
 
 def test_with_no_connection_to_be_had_puts_go_on_and_the_flush_waits(tmp_path: Path) -> None:
-    settings = {"max_connections": "10", "superuser_reserved_connections": "0", "reserved_connections": "0"}
+    settings = {"max_connections": "10", "superuser_reserved_connections": "0"}
     with embedded.servers(postgres_settings=settings) as servers, ExitStack() as stack:
         bench = Bench(servers.postgres_uri, servers.redis_url, "checkpointer", tmp_path)
         stack.callback(bench.close)

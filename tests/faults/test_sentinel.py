@@ -105,7 +105,7 @@ async def test_a_sentinel_client_of_the_user_is_enough_for_both_worlds(
 ) -> None:
     module: Any = redis.sentinel if given == "sync" else redis.asyncio.sentinel
     client = module.Sentinel([("127.0.0.1", watched[0].port)]).master_for(clusters.SERVICE)
-    saver = make(client, prefix=prefix)
+    saver = make(client, prefix=prefix, triggers=frozenset())
     saver.setup()
     saver.put(*next(steps("a")))
     await saver.aput(*next(steps("b")))
