@@ -210,6 +210,7 @@ class Operations:
     def _snapshot(
         self, address: Address, checkpoint_id: str | None, *, opening: bool
     ) -> Generator[Step, Any, Snapshot | None]:
+        prefix, partition = self._options.prefix, self._commands.layout.partition_of(address.thread_id)
         try:
             found = yield from self._buffered(address, checkpoint_id)
             if checkpoint_id is None and (found.complete or (found.knows_all and found.head is None)):
@@ -219,7 +220,7 @@ class Operations:
                     return from_buffer(address, found, None)
                 opening = opening and not found.open
                 try:
-                    rows = yield reads.verify(self._options.prefix, address, opening=opening)
+                    rows = yield reads.verify(prefix, address, opening_in=partition if opening else None)
                 except StoreUnavailableError as exc:
                     self._require_buffer_alone(address, found, exc)
                     return from_buffer(address, found, None)
@@ -273,10 +274,11 @@ class Operations:
         self, address: Address, checkpoint_id: str | None, found: BufferRead, *, opening: bool
     ) -> Generator[Step, Any, Snapshot | None]:
         """Read Postgres too, and merge."""
+        prefix, partition = self._options.prefix, self._commands.layout.partition_of(address.thread_id)
         try:
             if checkpoint_id is None:
                 opening = opening and not found.open
-                rows = yield reads.latest(self._options.prefix, address, opening=opening)
+                rows = yield reads.latest(prefix, address, opening_in=partition if opening else None)
                 if opening:
                     self._puts.opened(address.thread_id, threads.read_opening(rows))
                 stored, heads = reads.read_latest(rows)

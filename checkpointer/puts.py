@@ -305,9 +305,9 @@ class Puts:
                 pass
         opening = self._opening(thread)
         whole = opening is not None and opening.existed
-        standing = Standing(
-            opening.token if opening else None, self._ledger.expected(thread), self._ledger.floor(partition)
-        )
+        standing = Standing(None, self._ledger.expected(thread), self._ledger.floor(partition))
+        if opening is not None:
+            standing = _opened(standing, opening)
         for _ in range(_ATTEMPTS):
             raw = yield call(standing, whole)._replace(confirm=self._confirmation(level))
             raw, answer = raw if level in ("replicated", "fsynced") else (raw, None)
@@ -335,15 +335,18 @@ class Puts:
             yield Pause(pause)
 
     def _open(self, thread: str, standing: Standing) -> Generator[Step, Any, tuple[Standing, bool]]:
+        partition = self._commands.layout.partition_of(thread)
         try:
-            opening = threads.read_opening((yield Query(*threads.opening(self._options.prefix, thread))))
+            query = Query(*threads.opening(self._options.prefix, thread, partition))
+            opening = threads.read_opening((yield query))
         except StoreUnavailableError:
             # Postgres cannot be told; the buffer carries on. Whether it has forgotten something is open.
             return standing._replace(open=0), True
+        standing = _opened(standing, opening)
         if opening.existed:
-            return standing._replace(open=opening.token), True
+            return standing, True
         # Closed in order: all that was put before is in Postgres.
-        return standing._replace(open=opening.token, expected=0), False
+        return standing._replace(expected=0), False
 
     def _look_for_losses(self, about: _About, is_delta: bool) -> Generator[Step, Any, None]:
         thread = about.address.thread_id
@@ -545,6 +548,11 @@ class Puts:
                 },
             )
         )
+
+
+def _opened(standing: Standing, opening: Opening) -> Standing:
+    # Redis may have been emptied since this process last heard of a number.
+    return standing._replace(open=opening.token, floor=max(standing.floor, opening.flushed))
 
 
 def _keep(kept: OrderedDict[str, Any], key: str, value: Any) -> None:

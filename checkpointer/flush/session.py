@@ -10,12 +10,14 @@ committed meanwhile; what is forgotten before the commit may be lost.
 from __future__ import annotations
 
 import contextlib
+import select
 import time
 from dataclasses import dataclass, field
 from operator import methodcaller
 from typing import TYPE_CHECKING, Any
 
 import psycopg
+from psycopg.pq import TransactionStatus
 
 from checkpointer.buffer.clients import FAILURES, is_astray, pipelined, run_pipeline
 from checkpointer.buffer.commands import DirtyBlob, DirtyCheckpoint, DirtyRecord, Drained, Undecodable, decode_record
@@ -258,6 +260,8 @@ class Session:
             StoreUnavailableError: Postgres cannot be reached.
             ConfigurationError: The application has another number of partitions.
         """
+        if self._conn is not None and _was_ended(self._conn):
+            self._drop_connection()
         if self._conn is None or self._conn.closed:
             with self._postgres_errors():
                 self._conn = self._postgres_side.dedicated(self._postgres_side.work_limit)
@@ -784,6 +788,12 @@ class Session:
             The latest checkpoint id of each deleted life.
         """
         heads = self._latest_ids(thread_ids)
+        # A new life must get higher numbers, even if Redis is emptied before it begins.
+        highest: dict[int, int] = {}
+        for thread, sequence in zip(thread_ids, sequences, strict=True):
+            partition = self.commands.layout.partition_of(thread)
+            highest[partition] = max(highest.get(partition, 0), sequence)
+        cur.execute(_ADVANCE, (list(highest), list(highest.values()), self.options.prefix))
         cur.execute(threads.BURY, (self.options.prefix, list(thread_ids), list(sequences), heads))
         return {row["thread_id"]: row["last_id"] for row in cur.fetchall()}
 
@@ -794,6 +804,15 @@ class Session:
             max((value.decode() for name, value in found.items() if name.startswith(b"h\0")), default="")
             for found in facts
         ]
+
+
+def _was_ended(conn: Connection[Any]) -> bool:
+    """Tell whether the server has spoken on an idle connection: it does so, as good as always, to end it."""
+    if conn.closed or conn.info.transaction_status != TransactionStatus.IDLE:
+        return False
+    waiting = select.poll()
+    waiting.register(conn.fileno(), select.POLLIN)
+    return bool(waiting.poll(0))
 
 
 def _existing(cur: psycopg.Cursor[DictRow], thread_id: str, ids: Sequence[str]) -> set[Name]:

@@ -67,7 +67,7 @@ EXISTS (SELECT FROM checkpoint_buffer_threads WHERE prefix = %s AND thread_id = 
 
 
 def _with_and_without_opening(sql: str) -> dict[bool, str]:
-    columns = "(SELECT token FROM opened) AS token, (SELECT existed FROM opened) AS existed,"
+    columns = f"{threads.OPENING_COLUMNS},"
     return {False: sql.format(opening=""), True: threads.with_opening(sql.format(opening=columns))}
 
 
@@ -140,11 +140,13 @@ def partitions(prefix: str) -> Query:
     return Query("SELECT partitions FROM checkpoint_buffers WHERE prefix = %s", (prefix,))
 
 
-def verify(prefix: str, address: Address, *, opening: bool = False) -> Query:
-    """Ask for a namespace's latest checkpoint id, in the shortest way; and open the thread, if so asked."""
+def verify(prefix: str, address: Address, *, opening_in: int | None = None) -> Query:
+    """Ask for a namespace's latest checkpoint id, in the shortest way; and open the thread in its partition."""
     owner = (prefix, address.thread_id)
     where = (address.thread_id, address.checkpoint_ns)
-    return Query(_VERIFY[opening], (*owner * (1 + opening), *where * 3))
+    if opening_in is None:
+        return Query(_VERIFY[False], (*owner, *where * 3))
+    return Query(_VERIFY[True], (*owner, prefix, opening_in, *owner, *where * 3))
 
 
 def read_verdict(rows: Sequence[Mapping[str, Any]]) -> Verdict:
@@ -153,12 +155,14 @@ def read_verdict(rows: Sequence[Mapping[str, Any]]) -> Verdict:
     return Verdict(row["checkpoint_id"], row["parent_checkpoint_id"], row["writes"], row["orphans"], row["replay"])
 
 
-def latest(prefix: str, address: Address, *, opening: bool = False) -> Query:
-    """Read a namespace's latest checkpoint, and the heads of all namespaces of the thread; and open the thread."""
+def latest(prefix: str, address: Address, *, opening_in: int | None = None) -> Query:
+    """Read a namespace's latest checkpoint and the heads of all namespaces; and open the thread, as `verify` does."""
     owner = (prefix, address.thread_id)
     thread = address.thread_id
-    before = owner if opening else ()
-    return Query(_LATEST[opening], (*before, thread, thread, *owner, thread, address.checkpoint_ns))
+    where = (thread, address.checkpoint_ns)
+    if opening_in is None:
+        return Query(_LATEST[False], (thread, thread, *owner, *where))
+    return Query(_LATEST[True], (*owner, thread, thread, prefix, opening_in, *owner, *where))
 
 
 def read_latest(rows: Sequence[Mapping[str, Any]]) -> tuple[Snapshot | None, list[tuple[str, str]] | None]:

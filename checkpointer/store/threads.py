@@ -115,10 +115,12 @@ class Opening(NamedTuple):
     Attributes:
         token: The token.
         existed: It was open already. Then Redis may have forgotten what it had of the thread.
+        flushed: The partition's highest sequence number that Postgres knows to be used.
     """
 
     token: int
     existed: bool
+    flushed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,13 @@ class Buried:
     late: frozenset[str]
 
 
+OPENING_COLUMNS = """
+(SELECT token FROM opened) AS token, (SELECT existed FROM opened) AS existed,
+(SELECT sequence FROM checkpoint_buffer_partitions WHERE prefix = %s AND partition = %s) AS flushed
+"""
+"""What an opening statement selects; parameters: prefix, partition."""
+
+
 def with_opening(sql: str) -> str:
     """Return a statement that opens a thread and runs a query; its first parameters are prefix and thread."""
     head = "WITH RECURSIVE " if sql.lstrip().startswith("WITH RECURSIVE") else "WITH "
@@ -143,9 +152,9 @@ def with_opening(sql: str) -> str:
     return head + _OPENED + (", " if head != "WITH " else "") + rest
 
 
-def opening(prefix: str, thread_id: str) -> tuple[str, tuple[str, str]]:
+def opening(prefix: str, thread_id: str, partition: int) -> tuple[str, tuple[str, str, str, int]]:
     """Open a thread."""
-    return f"WITH {_OPENED} SELECT token, existed FROM opened", (prefix, thread_id)
+    return f"WITH {_OPENED} SELECT {OPENING_COLUMNS}", (prefix, thread_id, prefix, partition)
 
 
 def is_open(prefix: str, thread_id: str | None) -> tuple[str, tuple[str, ...]]:
@@ -160,4 +169,4 @@ def floors(prefix: str) -> tuple[str, tuple[str]]:
 
 def read_opening(rows: Sequence[Mapping[str, Any]]) -> Opening:
     """Read the columns that an opening statement has."""
-    return Opening(rows[0]["token"], rows[0]["existed"])
+    return Opening(rows[0]["token"], rows[0]["existed"], rows[0]["flushed"] or 0)

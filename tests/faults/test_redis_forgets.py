@@ -391,3 +391,30 @@ def test_a_run_goes_on_after_redis_was_emptied_in_the_middle(open_saver: Any, ow
     newest = stock_tuples(own_servers.postgres_uri, "r")[0]
     assert newest.checkpoint["channel_values"]["xs"] == [0, 1, 2]
     assert newest.checkpoint["channel_values"]["big"] == ["x"]
+
+
+def test_a_new_life_is_not_taken_for_the_deleted_one_by_a_process_that_has_seen_no_number(
+    open_saver: Any, own_servers: Servers
+) -> None:
+    other = open_saver(triggers=NOTHING)  # before anything was put
+    saver = open_saver(triggers=NOTHING)
+    put_chain(saver, "t", range(50))
+    saver.delete_thread("t")
+    empty(saver)
+    put_chain(other, "t", range(3))
+    assert other.flush()
+    assert stock_steps(own_servers.postgres_uri) == [2, 1, 0]
+
+
+def test_what_is_put_again_after_redis_was_emptied_replaces_what_was_flushed_before(
+    open_saver: Any, own_servers: Servers
+) -> None:
+    other = open_saver(triggers=NOTHING)  # before anything was put
+    saver = open_saver(triggers=NOTHING)
+    at = put_chain(saver, "t", range(5))
+    assert saver.flush()
+    found = saver.get_tuple(at)
+    empty(saver)
+    other.put(found.parent_config, found.checkpoint, {**found.metadata, "revision": 2}, {})
+    assert other.flush()
+    assert stock_tuples(own_servers.postgres_uri)[0].metadata["revision"] == 2

@@ -272,6 +272,26 @@ def test_after_a_restart_of_postgres_no_read_fails_for_a_stale_connection(make: 
     assert not named(saver, "backend.down")
 
 
+def test_after_a_restart_of_postgres_no_flush_and_no_put_around_redis_fails_for_a_stale_connection(
+    make: Any, own_servers: Servers
+) -> None:
+    saver = make(triggers=frozenset())
+    put_one(saver, "t")
+    assert saver.flush()
+    put_one(saver, "t", 1)
+    own_servers.postgres.restart()
+    assert saver.flush()
+    put_one(saver, "t", 2)
+    own_servers.postgres.restart()
+    own_servers.valkey.kill()
+    saver.put_writes(
+        {"configurable": {"thread_id": "u", "checkpoint_ns": "", "checkpoint_id": "1"}}, [("a", 1)], "task"
+    )
+    saver.hooks.flush(5)
+    assert not named(saver, "flush.failed")
+    assert [event.context["backend"] for event in named(saver, "backend.down")] == ["redis"]
+
+
 # -- Redis away ---------------------------------------------------------------------------------------------------
 
 

@@ -53,6 +53,8 @@ class Result:
     events: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
     went_back: list[str] = field(default_factory=list)
+    behind_the_dead: list[str] = field(default_factory=list)
+    """Reads, with Postgres away, behind what a killed process had put around Redis; the guarantees leave that open."""
     books: Books = field(default_factory=Books)
     findings: Findings = field(default_factory=Findings)
     found_in_buffer: int = 0
@@ -73,6 +75,7 @@ class Result:
                 f"errors that runs saw: {counted(self.errors)}",
                 f"events: {counted(self.events)}",
                 f"reads that went back: {len(self.went_back)}" + "".join(f"\n    {one}" for one in self.went_back[:5]),
+                f"reads behind what a killed process had put around Redis: {len(self.behind_the_dead)}",
                 f"other exceptions: {len(self.failures)}" + "".join(f"\n{one}" for one in self.failures[:3]),
                 str(self.findings),
             ]
@@ -244,6 +247,8 @@ class Torture:
         ) as saver:
             report = wait_until(saver.flush, timeout=60)
             result.found_in_buffer = report.checkpoints
+        # What the process that reads has put itself, since it was started.
+        own: dict[str, str] = {}
         for line in self._lines():
             result.books.read([line])
             kind, *rest = line
@@ -255,11 +260,20 @@ class Torture:
                     result.failures.append(f"an event says that checkpoints are lost: {rest}")
             elif kind == "failure":
                 result.failures.append(rest[0])
+            elif kind == "start":
+                own.clear()
+            elif kind in ("try_delete", "delete"):
+                own.pop(rest[0], None)
+            elif kind == "put" and not rest[1]:
+                own[rest[0]] = max(own.get(rest[0], ""), rest[2])
             elif kind == "seen":
                 thread = result.books.threads[rest[0]]
                 newest = max((checkpoint for ns, checkpoint in thread.puts if not ns), default="")
-                if rest[1] < newest:
-                    result.went_back.append(f"{rest[0]}: read {rest[1] or 'nothing'} after {newest} was acknowledged")
+                what = f"{rest[0]}: read {rest[1] or 'nothing'} after {newest} was acknowledged"
+                if rest[1] < own.get(rest[0], ""):
+                    result.went_back.append(what)
+                elif rest[1] < newest:
+                    result.behind_the_dead.append(what)
         result.findings = audit(postgres_uri, result.books)
 
     def _lines(self) -> Iterator[list[Any]]:

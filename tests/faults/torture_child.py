@@ -168,6 +168,7 @@ def run(number: int, asynchronous: bool, seed: int, folder: str, postgres_uri: s
     # The pools tell of every broken connection; here they are the rule.
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
     log = Log(Path(folder, f"{number}.log"))
+    log("start")
     saver: Any = RecordingSaver.from_conn_string(
         postgres_uri,
         redis_url=redis_url,
