@@ -251,16 +251,19 @@ def test_a_cut_connection_costs_one_read_a_time_out_and_the_pool_forgets_the_oth
 
 
 def test_the_commit_of_a_read_in_the_users_pool_is_given_up_too(make: Any, own_servers: Servers) -> None:
+    armed = threading.Event()
     with proxied(own_servers.postgres_uri) as (uri, proxy):
 
         class SilentAtCommit(psycopg.Connection[Any]):
             def commit(self) -> None:
-                proxy.silence()
+                if armed.is_set():
+                    proxy.silence()
                 super().commit()
 
         with ConnectionPool(uri, connection_class=SilentAtCommit, min_size=1, open=True) as pool:
             saver = make(pool)
             put(saver, "hot", 7)
+            armed.set()
             assert xs(within(lambda: saver.get_tuple(config("hot")))[0]) == [7]
             assert wait_until(lambda: named(saver, "backend.down"))
 
