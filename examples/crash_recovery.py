@@ -35,8 +35,8 @@ class TellingSaver(NotingSaver):
 
 def doomed(postgres_uri: str, redis_url: str) -> None:
     """Be the process that is killed: run the agent, and never get to the end of it."""
-    # This one flushes after a minute instead of a second, so that all it has done is in the buffer alone.
-    with TellingSaver.from_conn_string(postgres_uri, redis_url=redis_url, flush_age=60) as saver:
+    # This one flushes at a run's end only, so that all it has done is in the buffer alone.
+    with TellingSaver.from_conn_string(postgres_uri, redis_url=redis_url, triggers={"run_end"}) as saver:
         agent = build_agent(saver, seconds_per_call=0.3)
         for step in agent.stream(ask(QUESTION), CONFIG, stream_mode="updates"):
             for result in tool_results(step):

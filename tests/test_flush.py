@@ -507,9 +507,9 @@ def test_an_opening_is_on_disk_before_a_put_relies_on_it(make: Any, rows: Rows, 
     make(triggers=frozenset())
     address = Address("t", "")
     for sql, params in (
-        threads.opening(prefix, "t"),
-        reads.verify(prefix, address, opening=True)[:2],
-        reads.latest(prefix, address, opening=True)[:2],
+        threads.opening(prefix, "t", 0),
+        reads.verify(prefix, address, opening_in=0)[:2],
+        reads.latest(prefix, address, opening_in=0)[:2],
     ):
         rows.conn.execute("SET synchronous_commit = off")
         with rows.conn.transaction():

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
 from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
@@ -59,6 +59,32 @@ def check_conninfo(conninfo: str) -> None:
             f"The Postgres connection string cannot be read ({exc}): use postgresql://user:password@host:port/db "
             "or key=value pairs."
         ) from exc
+
+
+class _UntilCancelled:
+    """A pool worker's queue that gives nothing more to a worker that was cancelled."""
+
+    def __init__(self, queue: Any) -> None:
+        self._queue = queue
+
+    async def get(self) -> Any:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError
+        return await self._queue.get()
+
+
+class _LoopPool(AsyncConnectionPool[AsyncConnection[DictRow]]):
+    """A pool whose workers end with their loop.
+
+    psycopg_pool's take a cancellation while they connect for a failed attempt, and go on; `asyncio.run`, which cancels
+    what is left of a loop and waits for it, would wait for ever.
+    """
+
+    @classmethod
+    async def worker(cls, q: Any) -> None:
+        """As psycopg_pool's."""
+        await super().worker(cast("Any", _UntilCancelled(q)))
 
 
 class PostgresSide:
@@ -261,7 +287,7 @@ class PostgresSide:
         loop = asyncio.get_running_loop()
         pool = self._by_loop.get(loop)
         if pool is None:
-            pool = self._by_loop[loop] = AsyncConnectionPool(
+            pool = self._by_loop[loop] = _LoopPool(
                 self._conninfo,
                 connection_class=LimitedAsyncConnection[DictRow],
                 configure=_asuit_pooler,

@@ -59,13 +59,14 @@ def test_postgres_ended_again_and_again_under_load_gets_everything_in_the_end(
             # Something is put while it is away, for which a flush is tried.
             wait_until(lambda: len(saver.named("flush.failed")) > told)  # noqa: B023 - called at once
             own_servers.postgres.start()
-            wait_until(lambda: len(saver.named("backend.up")) == number)  # noqa: B023 - called at once
+            wait_until(lambda: len(saver.named("backend.up")) >= number)  # noqa: B023 - called at once
             wait_until(lambda: len(saver.named("flush.recovered")) == len(saver.named("flush.failed")))
 
     own_bench.under_load(saver, ends)
     own_bench.recovered(saver)
     told_of_failed_flush(saver)
-    assert len(saver.named("backend.down")) == 3
+    # On a loaded machine a connection may come too late once more.
+    wait_until(lambda: len(saver.named("backend.down")) == len(saver.named("backend.up")) >= 3)
     own_bench.audit()
 
 
@@ -141,8 +142,9 @@ def test_a_flush_that_postgres_refuses_for_now_is_tried_again_until_it_succeeds(
     assert latest
     with refused(bench) as message:
         saver.put_writes(latest.config, [("xs", ["w"])], "task-of-the-test")
-        wait_until(lambda: saver.named("flush.failed", thread_id="t"))
+        # One that waits for locks: the flush in the background leaves the thread for later without a word.
         report = saver.flush("t")
+        wait_until(lambda: saver.named("flush.failed", thread_id="t"))
         assert not report
         assert report.waiting
         assert report.error is not None
