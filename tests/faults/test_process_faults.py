@@ -16,7 +16,7 @@ import flush_child
 import pytest
 from audit import Books, key_of
 from fault_graph import aturn, build, config_of, turn
-from helpers import wait_until
+from helpers import await_until, wait_until
 from langgraph.checkpoint.base.id import uuid6
 
 from checkpointer import BufferUnavailableError
@@ -274,16 +274,19 @@ def test_while_one_process_is_cut_off_from_redis_no_read_of_either_goes_back(ben
 
 def test_a_loop_ends_although_the_pool_is_still_connecting(bench: Bench) -> None:
     saver = bench.saver(triggers=frozenset())
-    bench.postgres.request_delay = 0.1
 
-    async def reads() -> None:
-        await asyncio.gather(*(saver.aget_tuple(config_of(f"t{i}")) for i in range(5)))
+    async def begin_to_connect() -> None:
+        pool = await saver._core.postgres.apool()
+        async with pool.connection():
+            bench.postgres.request_delay = 5.0
+            before = len(bench.postgres._links)
+            asyncio.create_task(pool.getconn())  # noqa: RUF006 - it ends with the loop
+            await await_until(lambda: len(bench.postgres._links) > before)
 
     ended = threading.Event()
 
     def run() -> None:
-        for _ in range(3):
-            asyncio.run(reads())
+        asyncio.run(begin_to_connect())
         ended.set()
 
     threading.Thread(target=run, daemon=True).start()
