@@ -388,7 +388,7 @@ class Puts:
     # -- acknowledging -------------------------------------------------------------------------------------------
 
     def _confirmation(self, level: Ack) -> tuple[str | int, ...]:
-        milliseconds = max(1, int(self._options.redis_timeout * 800))
+        milliseconds = max(1, int(self._options.redis_timeout * 500))
         if level == "replicated":
             return "WAIT", self._options.replicas, milliseconds
         return ("WAITAOF", 1, 0, milliseconds) if level == "fsynced" else ()

@@ -61,7 +61,7 @@ async def main() -> None:
 
             print("\nThe thread's log:")
             await asyncio.to_thread(saver.hooks.flush)
-            for line in await aread_thread_log(thread_id):
+            for line in await arrived_log(thread_id):
                 print(f"   {line['level']}: {line['message']}")
             watcher.cancel()
 
@@ -73,6 +73,14 @@ async def main() -> None:
             stored = {found.checkpoint["id"] for found in stock.list(config)}
         print(f"\nThe saver acknowledged {len(acknowledged)} checkpoints; stock PostgresSaver reads {len(stored)}.")
         print(f"lost: {len(set(acknowledged) - stored)}")
+
+
+async def arrived_log(thread_id: str) -> list[dict[str, Any]]:
+    """Return the thread's log, once what was noted while Postgres was away has arrived there."""
+    deadline = time.monotonic() + 60
+    while not (lines := await aread_thread_log(thread_id)) and time.monotonic() < deadline:  # noqa: ASYNC110 - other threads
+        await asyncio.sleep(0.2)
+    return list(lines)
 
 
 def print_errors(postgres_uri: str) -> None:

@@ -161,7 +161,7 @@ def test_without_an_append_only_file_fsynced_is_refused_and_the_put_is_in_the_bu
 
 
 def test_without_replicas_replicated_is_refused_at_setup_and_flushed_later(make: Any, postgres_uri: str) -> None:
-    saver = make(ack="replicated", redis_timeout=0.4)
+    saver = make(ack="replicated", redis_timeout=2.0)
     with pytest.raises(UnsupportedServerError, match="needs as many connected replicas"):
         saver.setup()
     put(saver, "t", 0)

@@ -74,6 +74,11 @@ class State(TypedDict):
     xs: Annotated[list[str], operator.add]
 
 
+def _pending(saver: Any) -> Any:
+    found = saver.get_tuple(config_of("t"))  # None as long as the run's first put is on its way
+    return found and found.pending_writes
+
+
 class NodeFailedError(Exception):
     """A node's failure, with which a run breaks off."""
 
@@ -97,7 +102,7 @@ def test_what_a_broken_off_run_leaves_pending_is_taken_up_by_the_next_saver(
         def second(state: State) -> State:
             if "second" not in ran:
                 ran.append("second")
-                wait_until(lambda: saver.get_tuple(config_of("t")).pending_writes, message="the first node is done")
+                wait_until(lambda: _pending(saver), message="the first node is done")
                 raise NodeFailedError
             return {"xs": ["second"]}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -82,14 +83,18 @@ def test_with_no_connection_to_be_had_puts_go_on_and_the_flush_waits(tmp_path: P
         with ExitStack() as hogs:
 
             def hog() -> None:
-                # The saver's own connections end, and others take their places.
-                bench.postgres.cut()
-                while True:
-                    try:
-                        hogs.enter_context(psycopg.connect(servers.postgres_uri))
-                    except psycopg.OperationalError as exc:
-                        if "too many clients" in str(exc):
-                            return
+                # The saver's own connections end, and others take their places, all of them.
+                held: list[psycopg.Connection[Any]] = []
+                while not held or count(held[0]) > len(held):
+                    bench.postgres.cut()
+                    with contextlib.suppress(psycopg.OperationalError):
+                        while True:
+                            conn = psycopg.connect(servers.postgres_uri, autocommit=True)
+                            held.append(hogs.enter_context(conn))
+
+            def count(conn: psycopg.Connection[Any]) -> int:
+                row = conn.execute("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'")
+                return int(row.fetchone()[0])  # type: ignore[index]  # a count has a row
 
             turn(saver, "t", hog)
             wait_until(lambda: saver.named("flush.failed", thread_id="t"))
@@ -158,7 +163,7 @@ def test_a_flush_that_postgres_refuses_for_now_is_tried_again_until_it_succeeds(
 def test_where_serializable_is_the_default_concurrent_writers_lose_nothing(bench: Bench) -> None:
     with psycopg.connect(bench.postgres_uri, autocommit=True) as admin:
         admin.execute(f"ALTER DATABASE {admin.info.dbname} SET default_transaction_isolation = 'serializable'")
-    savers = [bench.saver(flush_size=5, flush_age=0.01) for _ in range(2)]
+    savers = [bench.saver(flush_size=5, flush_age=0.01, postgres_timeout=30.0) for _ in range(2)]
     trouble: list[BaseException] = []
 
     def ours(saver: BenchSaver, number: int) -> None:
