@@ -114,5 +114,6 @@ def prefix(redis_url: str) -> Iterator[str]:
 @pytest.fixture
 def own_servers() -> Iterator[embedded.Servers]:
     """A pair of servers of this test's own, to kill, pause and restart."""
-    with embedded.servers() as pair:
+    # Synced before the answer: with everysec a slow disk lets Redis postpone the write, which SIGKILL then loses.
+    with embedded.servers(valkey_args=("--appendfsync", "always")) as pair:
         yield pair
