@@ -6,7 +6,7 @@ import os
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import psycopg
@@ -15,11 +15,12 @@ import redis
 from helpers import with_database
 from hypothesis import HealthCheck, settings
 from psycopg import sql
+from savers import NOTHING, Recording
 
 from checkpointer import embedded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 # No test depends on speed, neither of what is tested nor of what makes up the examples.
@@ -117,3 +118,27 @@ def own_servers() -> Iterator[embedded.Servers]:
     # Synced before the answer: with everysec a slow disk lets Redis postpone the write, which SIGKILL then loses.
     with embedded.servers(valkey_args=("--appendfsync", "always")) as pair:
         yield pair
+
+
+@pytest.fixture
+def conn(postgres_uri: str) -> Iterator[psycopg.Connection[Any]]:
+    """A connection to the test's database, around the savers."""
+    with psycopg.connect(postgres_uri, autocommit=True) as found:
+        yield found
+
+
+@pytest.fixture
+def make(postgres_uri: str, redis_url: str, prefix: str) -> Iterator[Callable[..., Recording]]:
+    """Makes savers that keep their events, and flush only when told to."""
+    savers: list[Recording] = []
+
+    def _make(**options: Any) -> Recording:
+        defaults = {"hooks": (), "prefix": prefix, "triggers": NOTHING}
+        saver = Recording(postgres_uri, redis_url, **{**defaults, **options})
+        savers.append(saver)
+        saver.setup()
+        return saver
+
+    yield _make
+    for saver in savers:
+        saver.close()

@@ -197,8 +197,12 @@ def test_replicated_waits_for_the_replica(make: Any, postgres_uri: str, own_serv
 
 def test_fsynced_waits_for_the_disk(make: Any, postgres_uri: str, own_servers: embedded.Servers) -> None:
     saver = make(own_servers.redis_url, ack="fsynced", redis_timeout=0.4)
-    saver.setup()
     with redis.Redis.from_url(own_servers.redis_url) as client:
+        if not client.command_list(pattern="waitaof"):
+            with pytest.raises(UnsupportedServerError, match=r"needs Redis 7\.2"):
+                saver.setup()
+            return
+        saver.setup()
         client.config_set("appendfsync", "always")
         at = put(saver, "t", 0)
         assert stock_steps(postgres_uri) == []

@@ -15,7 +15,6 @@ from poisoning import WORD, allow, config, forbid, put_step, put_steps, saved, v
 from typer.testing import CliRunner
 
 from checkpointer import (
-    BufferedPostgresSaver,
     FlushIncompleteError,
     UnknownDeadLetterError,
     cli,
@@ -29,30 +28,6 @@ if TYPE_CHECKING:
     from checkpointer import DeadLetter
 
 KINDS = ("checkpoint", "blob", "write")
-
-
-@pytest.fixture
-def conn(postgres_uri: str) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(postgres_uri, autocommit=True) as found:
-        yield found
-
-
-@pytest.fixture
-def make(postgres_uri: str, redis_url: str, prefix: str) -> Iterator[Callable[..., Any]]:
-    savers = []
-
-    def _make(**options: Any) -> Any:
-        options = {"hooks": (), "prefix": prefix, "triggers": frozenset(), **options}
-        saver: Any = BufferedPostgresSaver.from_conn_string(postgres_uri, redis_url=redis_url, **options)
-        saver.setup()
-        saver.events = []
-        saver.hooks.add(saver.events.append)
-        savers.append(saver)
-        return saver
-
-    yield _make
-    for saver in savers:
-        saver.close()
 
 
 @pytest.fixture

@@ -55,9 +55,6 @@ WHERE prefix = %s AND token > 0 AND opened_at < now() - make_interval(secs => %s
 """
 """The threads that have been open for some seconds; parameters: prefix, seconds."""
 
-TOKENS = "SELECT thread_id, token FROM checkpoint_buffer_threads WHERE prefix = %s AND thread_id = ANY(%s)"
-"""The tokens of threads; parameters: prefix, threads."""
-
 STATE_OF = """
 SELECT t.thread_id, d.sequence AS buried, d.last_id, d.late, coalesce(o.replay, false) AS replay
 FROM unnest(%s::text[]) AS t (thread_id)

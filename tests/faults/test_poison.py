@@ -14,10 +14,10 @@ from langgraph.checkpoint.postgres import PostgresSaver
 from poisoning import allow, forbid, put_step, put_steps, saved, values
 from savers import NOTHING, put
 
-from checkpointer import BufferedPostgresSaver, CheckpointLostError
+from checkpointer import CheckpointLostError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from checkpointer.embedded import Servers
 
@@ -37,30 +37,6 @@ def die(postgres_uri: str, redis_url: str, prefix: str) -> Callable[[str], None]
         assert child.exitcode == -signal.SIGKILL
 
     return _die
-
-
-@pytest.fixture
-def conn(postgres_uri: str) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(postgres_uri, autocommit=True) as found:
-        yield found
-
-
-@pytest.fixture
-def make(postgres_uri: str, redis_url: str, prefix: str) -> Iterator[Callable[..., Any]]:
-    savers = []
-
-    def _make(**options: Any) -> Any:
-        options = {"hooks": (), "prefix": prefix, "triggers": frozenset(), **options}
-        saver: Any = BufferedPostgresSaver.from_conn_string(postgres_uri, redis_url=redis_url, **options)
-        saver.setup()
-        saver.events = []
-        saver.hooks.add(saver.events.append)
-        savers.append(saver)
-        return saver
-
-    yield _make
-    for saver in savers:
-        saver.close()
 
 
 def test_a_letter_whose_worker_died_is_known_to_all_and_told_once_more(

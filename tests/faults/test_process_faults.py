@@ -279,9 +279,11 @@ def test_a_loop_ends_although_the_pool_is_still_connecting(bench: Bench) -> None
         pool = await saver._core.postgres.apool()
         async with pool.connection():
             bench.postgres.request_delay = 5.0
-            before = len(bench.postgres._links)
-            asyncio.create_task(pool.getconn())  # noqa: RUF006 - it ends with the loop
-            await await_until(lambda: len(bench.postgres._links) > before)
+            before = set(bench.postgres._links)
+            # More than the pool can have yet: it has to connect.
+            wanted = [asyncio.create_task(pool.getconn()) for _ in range(saver.options.pool_size)]
+            await await_until(lambda: bench.postgres._links - before)
+            assert not all(task.done() for task in wanted)
 
     ended = threading.Event()
 
