@@ -380,7 +380,17 @@ def test_an_owner_killed_at_any_moment_of_its_start_leaves_nothing(open_folder: 
         owner.kill()
         owner.wait()
         wait_until(lambda: not processes_naming(str(open_folder)), message="a process was left behind")
-        shutil.rmtree(open_folder / "data")
+        remove(open_folder / "data")
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder in which a process that is just exiting, and has no name any more, may still remove too."""
+
+    def is_removed() -> bool:
+        shutil.rmtree(folder, ignore_errors=True)
+        return not folder.exists()
+
+    wait_until(is_removed, message="the folder cannot be removed")
 
 
 def processes_naming(text: str) -> list[str]:
