@@ -18,15 +18,29 @@ local NUL = string.char(0)
 """
 
 # The partition's count of dirty bytes is kept beside each change of a dirty record.
-_DIRTY = """
+_DROP_DIRTY = """
 local bytes = 0
-local function set_dirty(name, value)
-  bytes = bytes + #value - call('HSTRLEN', DIRTY, name)
-  call('HSET', DIRTY, name, value)
-end
 local function drop_dirty(name)
   bytes = bytes - call('HSTRLEN', DIRTY, name)
   call('HDEL', DIRTY, name)
+end
+"""
+
+# Each call from Lua costs about as much as all of a script's own work, so fields are read and written together; by
+# the thousand, since a Lua function takes some 8,000 arguments at most.
+_TOGETHER = """
+local function get_all(key, names)
+  if #names > 0 and #names <= 1000 then return call('HMGET', key, unpack(names)) end
+  local found = {}
+  for i = 1, #names, 1000 do
+    local some = call('HMGET', key, unpack(names, i, math.min(i + 999, #names)))
+    for j = 1, #some do found[i + j - 1] = some[j] end
+  end
+  return found
+end
+local function do_all(command, key, args)
+  if #args > 0 and #args <= 1000 then return call(command, key, unpack(args)) end
+  for i = 1, #args, 1000 do call(command, key, unpack(args, i, math.min(i + 999, #args))) end
 end
 """
 
@@ -72,43 +86,42 @@ end
 # sequence number as far as the caller knows; `floor`, the partition's; `origin`, the field of the checkpoint that
 # is continued, or ''; `own`, the id to note as refused too, or ''; `force`, 1 if the caller knows it is not late.
 _CHECK = """
-local function refused(open, expected, origin, own, force)
-  local marker = call('HGET', FACTS, 'open')
+local function refused(facts, open, expected, origin, own, force)
+  local marker, last, deleted = facts[1], facts[2], facts[3]
   if open == '' then
     if not marker then return {'closed'} end
   elseif not marker or tonumber(open) > tonumber(marker) then
     call('HSET', FACTS, 'open', open)
+    facts[1] = open
   end
-  local last = tonumber(call('HGET', FACTS, 'last') or 0)
+  last = tonumber(last or 0)
   if last < tonumber(expected) then return {'lost', last} end
-  if origin ~= '' and force == '0' then
-    local deleted = call('HGET', FACTS, 'deleted')
-    if deleted then
-      local id = string.sub(origin, string.find(origin, NUL, 3, true) + 1)
-      if (not_older(deleted, id) and not held(origin)) or call('HEXISTS', FACTS, 'x' .. NUL .. id) == 1 then
-        if own ~= '' then call('HSET', FACTS, 'x' .. NUL .. own, '1') end
-        return {'late'}
-      end
+  if deleted and origin ~= '' and force == '0' then
+    local id = string.sub(origin, string.find(origin, NUL, 3, true) + 1)
+    if (not_older(deleted, id) and not held(origin)) or call('HEXISTS', FACTS, 'x' .. NUL .. id) == 1 then
+      if own ~= '' then call('HSET', FACTS, 'x' .. NUL .. own, '1') end
+      return {'late'}
     end
   end
 end
 local function take_numbers(n, floor)
-  local last = tonumber(call('HGET', STATE, 'sequence') or 0)
-  if last < tonumber(floor) then
+  local last = call('HINCRBY', STATE, 'sequence', n)
+  if last - n < tonumber(floor) then
     -- Somebody knows a higher number: this server has gone back in time. Numbers are not used twice.
-    call('HSET', STATE, 'sequence', floor, 'replay', floor)
+    last = tonumber(floor) + n
+    call('HSET', STATE, 'sequence', last, 'replay', floor)
   end
-  last = call('HINCRBY', STATE, 'sequence', n)
-  call('HSET', FACTS, 'last', last)
   return last
 end
 -- Returns the partition's dirty bytes, and for how long (ms) its oldest thread has been dirty.
-local function mark_dirty(thread)
+local function mark_dirty(thread, bytes)
   local now = call('TIME')
   now = now[1] * 1000 + math.floor(now[2] / 1000)
-  call('ZADD', THREADS, 'NX', now, thread)
-  call('PERSIST', WRITES)
-  call('PERSIST', FACTS)
+  if call('ZADD', THREADS, 'NX', now, thread) == 1 then
+    -- Only a thread with nothing dirty may expire.
+    call('PERSIST', WRITES)
+    call('PERSIST', FACTS)
+  end
   local first = call('ZRANGE', THREADS, 0, 0, 'WITHSCORES')
   return call('HINCRBY', STATE, 'bytes', bytes), first[2] ~= 'inf' and now - tonumber(first[2]) or 0
 end
@@ -145,19 +158,27 @@ PUT = Script(
     "put",
     "#!lua\n"
     + _NAMES
+    + _TOGETHER
     + _NOT_OLDER
     + _REFS
-    + _DIRTY
     + _CHECK
     + """
 local thread, ns, id, ttl, known, blobs, payload =
   ARGV[1], ARGV[7], ARGV[8], ARGV[9], ARGV[10], tonumber(ARGV[11]), ARGV[12]
-local refusal = refused(ARGV[2], ARGV[3], ARGV[5], id, ARGV[6])
+local hfield = 'h' .. NUL .. ns
+local facts = call('HMGET', FACTS, 'open', 'last', 'deleted', hfield)
+local refusal = refused(facts, ARGV[2], ARGV[3], ARGV[5], id, ARGV[6])
 if refusal then return refusal end
 local cprefix = 'c' .. NUL .. ns .. NUL
 local bprefix = 'b' .. NUL .. ns .. NUL
 local cfield = cprefix .. id
-local previous = held(cfield)
+local names, brought = {cfield}, {}
+for i = 13, 12 + 2 * blobs, 2 do
+  names[#names + 1] = bprefix .. ARGV[i]
+  brought[ARGV[i]] = true
+end
+local dirty, clean = get_all(DIRTY, names), get_all(CLEAN, names)
+local previous = dirty[1] or clean[1]
 if previous then
   -- Put again: the parent stays (as in the table, where the upsert leaves it alone).
   local sound, parent = pcall(struct.unpack, '>I4c0', previous)
@@ -167,57 +188,63 @@ if previous then
   end
 end
 local last = take_numbers(blobs + 1, ARGV[4])
-local sequence = last - blobs
-for i = 13, 12 + 2 * blobs, 2 do
-  local name, value = bprefix .. ARGV[i], ARGV[i + 1]
-  if call('HEXISTS', DIRTY, name) == 0 then
+local records, order = {cfield, payload}, {last, cfield}
+local bytes = #payload - #(dirty[1] or '')
+for i = 1, blobs do
+  local name = names[i + 1]
+  if not dirty[i + 1] then
     -- The first value of a version wins, as in the table.
-    set_dirty(name, call('HGET', CLEAN, name) or value)
-    call('ZADD', ORDER, sequence, name)
+    local value = clean[i + 1] or ARGV[12 + 2 * i]
+    bytes = bytes + #value
+    records[#records + 1] = name
+    records[#records + 1] = value
+    order[#order + 1] = last - blobs - 1 + i
+    order[#order + 1] = name
   end
-  sequence = sequence + 1
 end
-set_dirty(cfield, payload)
-call('ZADD', ORDER, last, cfield)
-local held_bytes, age = mark_dirty(thread)
+do_all('HSET', DIRTY, records)
+do_all('ZADD', ORDER, order)
+local held_bytes, age = mark_dirty(thread, bytes)
+local head = facts[4]
 if known ~= '' and call('HSETNX', FACTS, 'all', '1') == 1 then
   local i = 1
   while i <= #known do
-    local name, head
+    local name, latest
     name, i = struct.unpack('>I4c0', known, i)
-    head, i = struct.unpack('>I4c0', known, i)
-    if head ~= '' then call('HSETNX', FACTS, 'h' .. NUL .. name, head) end
+    latest, i = struct.unpack('>I4c0', known, i)
+    if latest ~= '' then call('HSETNX', FACTS, 'h' .. NUL .. name, latest) end
+  end
+  head = call('HGET', FACTS, hfield)
+end
+local reply = {last, tonumber(facts[1]), held_bytes, age}
+if head and not not_older(id, head) then
+  call('HSET', FACTS, 'last', last)
+  return reply
+end
+call('HSET', FACTS, 'last', last, hfield, id)
+local refs = refs_of(payload)
+if call('PEXPIRE', CLEAN, ttl) == 1 and head and head ~= id then
+  -- The head moved: what only the old one needed leaves the read cache.
+  local needed, leaving = {}, {cprefix .. head}
+  for _, ref in ipairs(refs) do needed[ref] = true end
+  local old = held(cprefix .. head)
+  if old then
+    for _, ref in ipairs(refs_of(old)) do
+      if not needed[ref] then leaving[#leaving + 1] = bprefix .. ref end
+    end
+  end
+  do_all('HDEL', CLEAN, leaving)
+  local wprefix = 'w' .. NUL .. ns .. NUL .. head
+  for _, name in ipairs(call('ZRANGEBYLEX', WRITES, '[' .. wprefix .. NUL, '(' .. wprefix .. string.char(1))) do
+    if call('HDEL', CLEAN, name) == 1 and call('HEXISTS', DIRTY, name) == 0 then
+      call('ZREM', WRITES, name)
+    end
   end
 end
-local refs = refs_of(payload)
-local hfield = 'h' .. NUL .. ns
-local head = call('HGET', FACTS, hfield)
-local reply = {last, tonumber(call('HGET', FACTS, 'open')), held_bytes, age}
-if not head or not_older(id, head) then
-  call('HSET', FACTS, hfield, id)
-  if call('PEXPIRE', CLEAN, ttl) == 1 and head and head ~= id then
-    -- The head moved: what only the old one needed leaves the read cache.
-    local needed = {}
-    for _, ref in ipairs(refs) do needed[ref] = true end
-    local old = held(cprefix .. head)
-    if old then
-      for _, ref in ipairs(refs_of(old)) do
-        if not needed[ref] then call('HDEL', CLEAN, bprefix .. ref) end
-      end
-    end
-    call('HDEL', CLEAN, cprefix .. head)
-    local wprefix = 'w' .. NUL .. ns .. NUL .. head
-    for _, name in ipairs(call('ZRANGEBYLEX', WRITES, '[' .. wprefix .. NUL, '(' .. wprefix .. string.char(1))) do
-      if call('HDEL', CLEAN, name) == 1 and call('HEXISTS', DIRTY, name) == 0 then
-        call('ZREM', WRITES, name)
-      end
-    end
-  end
-  for i, ref in ipairs(refs) do
-    local name = bprefix .. ref
-    if call('HEXISTS', DIRTY, name) == 0 and call('HEXISTS', CLEAN, name) == 0 then
-      reply[#reply + 1] = i
-    end
+for i, ref in ipairs(refs) do
+  local name = bprefix .. ref
+  if not brought[ref] and call('HEXISTS', DIRTY, name) == 0 and call('HEXISTS', CLEAN, name) == 0 then
+    reply[#reply + 1] = i
   end
 end
 return reply
@@ -248,27 +275,38 @@ WRITES = Script(
     "put_writes",
     "#!lua\n"
     + _NAMES
+    + _TOGETHER
     + _NOT_OLDER
     + _REFS
-    + _DIRTY
     + _CHECK
     + """
-local refusal = refused(ARGV[2], ARGV[3], ARGV[5], '', ARGV[6])
+local facts = call('HMGET', FACTS, 'open', 'last', 'deleted')
+local refusal = refused(facts, ARGV[2], ARGV[3], ARGV[5], '', ARGV[6])
 if refusal then return refusal end
 local overwrite = ARGV[7] == '1'
-local last = take_numbers((#ARGV - 7) / 2, ARGV[4])
-local sequence = last - (#ARGV - 7) / 2 + 1
-for i = 8, #ARGV, 2 do
-  local name = ARGV[i]
-  if overwrite or (call('HEXISTS', DIRTY, name) == 0 and call('HEXISTS', CLEAN, name) == 0) then
-    set_dirty(name, ARGV[i + 1])
-    call('ZADD', ORDER, sequence, name)
-    call('ZADD', WRITES, 0, name)
-    call('HDEL', CLEAN, name)
+local n = (#ARGV - 7) / 2
+local last = take_numbers(n, ARGV[4])
+local records, order, members, replaced, bytes = {}, {}, {}, {}, 0
+for i = 1, n do
+  local name, value = ARGV[6 + 2 * i], ARGV[7 + 2 * i]
+  local dirty, clean = call('HSTRLEN', DIRTY, name), call('HSTRLEN', CLEAN, name)
+  if overwrite or (dirty == 0 and clean == 0) then
+    bytes = bytes + #value - dirty
+    records[#records + 1] = name
+    records[#records + 1] = value
+    order[#order + 1] = last - n + i
+    order[#order + 1] = name
+    members[#members + 1] = 0
+    members[#members + 1] = name
+    if clean > 0 then replaced[#replaced + 1] = name end
   end
-  sequence = sequence + 1
 end
-return {last, tonumber(call('HGET', FACTS, 'open')), mark_dirty(ARGV[1])}
+do_all('HSET', DIRTY, records)
+do_all('ZADD', ORDER, order)
+do_all('ZADD', WRITES, members)
+do_all('HDEL', CLEAN, replaced)
+call('HSET', FACTS, 'last', last)
+return {last, tonumber(facts[1]), mark_dirty(ARGV[1], bytes)}
 """,
 )
 
@@ -280,11 +318,24 @@ READ = Script(
     "read",
     "#!lua flags=no-writes,allow-oom\n"
     + _NAMES
+    + _TOGETHER
     + _REFS
     + """
+-- Returns the values, and for each 1 if it is dirty, or 0.
+local function all_held(names)
+  local values, dirty, clean = get_all(DIRTY, names), {}, nil
+  for i = 1, #names do
+    dirty[i] = values[i] and 1 or 0
+    if not values[i] then
+      clean = clean or get_all(CLEAN, names)
+      values[i] = clean[i]
+    end
+  end
+  return values, dirty
+end
 local ns, id, full = ARGV[1], ARGV[2], ARGV[3] == '1'
-local head = call('HGET', FACTS, 'h' .. NUL .. ns) or ''
-local all = call('HEXISTS', FACTS, 'all')
+local facts = call('HMGET', FACTS, 'h' .. NUL .. ns, 'all', 'last', 'open')
+local head, all = facts[1] or '', facts[2] and 1 or 0
 local latest = id == ''
 if latest then id = head end
 local payload, dirty = false, 0
@@ -297,11 +348,13 @@ local complete = 0
 local blobs = {}
 if payload then
   complete = 1
-  for _, ref in ipairs(refs_of(payload)) do
-    local value = held('b' .. NUL .. ns .. NUL .. ref)
-    if value then
+  local refs, names = refs_of(payload), {}
+  for i, ref in ipairs(refs) do names[i] = 'b' .. NUL .. ns .. NUL .. ref end
+  local values = all_held(names)
+  for i, ref in ipairs(refs) do
+    if values[i] then
       blobs[#blobs + 1] = ref
-      blobs[#blobs + 1] = value
+      blobs[#blobs + 1] = values[i]
     else
       complete = 0
     end
@@ -313,22 +366,20 @@ if not latest or (complete == 1 and not full) then
 end
 local writes = {}
 if id ~= '' or full or all == 0 then
-  for _, name in ipairs(call('ZRANGEBYLEX', WRITES, '[' .. from, '(' .. to)) do
-    local value, changed = call('HGET', DIRTY, name), 1
-    if not value then
-      value, changed = call('HGET', CLEAN, name), 0
-    end
-    if value then
+  local names = call('ZRANGEBYLEX', WRITES, '[' .. from, '(' .. to)
+  local values, changed = all_held(names)
+  for i, name in ipairs(names) do
+    if values[i] then
       writes[#writes + 1] = name
-      writes[#writes + 1] = value
-      writes[#writes + 1] = changed
+      writes[#writes + 1] = values[i]
+      writes[#writes + 1] = changed[i]
     end
   end
 end
 local state = call('HMGET', STATE, 'sequence', 'replay')
 return {
-  tonumber(state[1] or 0), tonumber(call('HGET', FACTS, 'last') or 0), tonumber(state[2] or 0),
-  call('HGET', FACTS, 'open') or '', all, head, payload, dirty, complete, blobs, writes
+  tonumber(state[1] or 0), tonumber(facts[3] or 0), tonumber(state[2] or 0),
+  facts[4] or '', all, head, payload, dirty, complete, blobs, writes
 }
 """,
 )
@@ -372,7 +423,7 @@ ACK = Script(
     + _NAMES
     + _NOT_OLDER
     + _REFS
-    + _DIRTY
+    + _DROP_DIRTY
     + _UNPIN
     + """
 if tonumber(call('HGET', STATE, 'sequence') or 0) < tonumber(ARGV[4]) then return -1 end
@@ -440,7 +491,7 @@ DROP = Script(
     "#!lua flags=allow-oom\n"
     + _NAMES
     + _NOT_OLDER
-    + _DIRTY
+    + _DROP_DIRTY
     + _UNPIN
     + """
 for _, name in ipairs(call('ZRANGEBYSCORE', ORDER, '-inf', ARGV[2])) do
@@ -525,7 +576,7 @@ DISCARD = Script(
     "discard",
     "#!lua flags=allow-oom\n"
     + _NAMES
-    + _DIRTY
+    + _DROP_DIRTY
     + """
 if tonumber(call('ZSCORE', ORDER, ARGV[1]) or -1) ~= tonumber(ARGV[2]) then return 0 end
 drop_dirty(ARGV[1])
