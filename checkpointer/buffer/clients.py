@@ -31,6 +31,7 @@ from redis.exceptions import (
 )
 
 from checkpointer.buffer.keys import tag_of
+from checkpointer.buffer.pipes import AsyncPipe, Pipe
 from checkpointer.buffer.places import place_of_client, place_of_url
 from checkpointer.checks import BufferFacts
 from checkpointer.errors import ConfigurationError
@@ -84,11 +85,14 @@ class RedisSide:
                     "The Redis client decodes responses: make it with decode_responses=False, checkpoints are bytes."
                 )
             self._place = places[0]
+        self._timeout = timeout
         self._given = client
         self._agiven = aclient
         self._client = client
+        self._pipe: Pipe | None = None
         self._lock = threading.Lock()
         self._by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncRedis] = weakref.WeakKeyDictionary()
+        self._pipes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncPipe] = weakref.WeakKeyDictionary()
 
     def dedicated(self) -> SyncRedis:
         """Return a synchronous client of its own; the caller closes it.
@@ -120,6 +124,26 @@ class RedisSide:
             client = self._by_loop[loop] = self._place.aclient()
         return client
 
+    def pipe(self) -> Pipe:
+        """Return what carries the calls of threads to a single server."""
+        pipe = self._pipe
+        if pipe is None:
+            client: Any = self.client()
+            with self._lock:
+                pipe = self._pipe
+                if pipe is None:
+                    pipe = self._pipe = Pipe(client, keep=client is not self._given)
+        return pipe
+
+    def apipe(self) -> AsyncPipe:
+        """Return what carries the running loop's calls to a single server."""
+        loop = asyncio.get_running_loop()
+        pipe = self._pipes.get(loop)
+        if pipe is None:
+            client: Any = self.aclient()
+            pipe = self._pipes[loop] = AsyncPipe(client, None if client is self._agiven else self._timeout)
+        return pipe
+
     def part_of(self, key: bytes) -> bytes | None:
         """Return what shares a server with this key: its partition in a cluster; None says everything."""
         return tag_of(key) if self._place.is_cluster else None
@@ -133,14 +157,14 @@ class RedisSide:
         part = self.part_of(call.keys[0])
         begun = self._tier.check(part)
         try:
-            client = self.client()
             if call.confirm:
-                reply = _run_confirmed(client, call)
+                reply = _run_confirmed(self.client(), call)
             else:
+                ask = self.client().execute_command if self._place.is_cluster else self.pipe().ask
                 try:
-                    reply = client.evalsha(call.script.sha, len(call.keys), *call.keys, *call.args)
+                    reply = ask("EVALSHA", call.script.sha, len(call.keys), *call.keys, *call.args)
                 except NoScriptError:
-                    reply = client.eval(call.script.source, len(call.keys), *call.keys, *call.args)
+                    reply = ask("EVAL", call.script.source, len(call.keys), *call.keys, *call.args)
         except FAILURES as exc:
             if is_astray(exc):
                 self._client = self._given
@@ -160,14 +184,14 @@ class RedisSide:
         part = self.part_of(call.keys[0])
         begun = self._tier.check(part)
         try:
-            client = self.aclient()
             if call.confirm:
-                reply = await _arun_confirmed(client, call)
+                reply = await _arun_confirmed(self.aclient(), call)
             else:
+                ask: Any = self.aclient().execute_command if self._place.is_cluster else self.apipe().ask
                 try:
-                    reply = await client.evalsha(call.script.sha, len(call.keys), *call.keys, *call.args)
+                    reply = await ask("EVALSHA", call.script.sha, len(call.keys), *call.keys, *call.args)
                 except NoScriptError:
-                    reply = await client.eval(call.script.source, len(call.keys), *call.keys, *call.args)
+                    reply = await ask("EVAL", call.script.source, len(call.keys), *call.keys, *call.args)
         except FAILURES as exc:
             if is_astray(exc):
                 await self.aclose()
@@ -212,9 +236,11 @@ class RedisSide:
         if self._client is not None and self._client is not self._given:
             self._client.close()
         self._client = self._given
+        self._pipe = None
 
     async def aclose(self) -> None:
         """Close the running loop's client, if it was made here."""
+        self._pipes.pop(asyncio.get_running_loop(), None)
         client = self._by_loop.pop(asyncio.get_running_loop(), None)
         if client is not None:
             with contextlib.suppress(*FAILURES):
@@ -224,7 +250,9 @@ class RedisSide:
         """In a forked child: leave the parent's connections alone."""
         self._lock = threading.Lock()
         self._client = self._given
+        self._pipe = None
         self._by_loop = weakref.WeakKeyDictionary()
+        self._pipes = weakref.WeakKeyDictionary()
 
 
 def is_astray(exc: BaseException) -> bool:
