@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from langgraph.checkpoint.base import get_checkpoint_id
@@ -25,6 +26,7 @@ from checkpointer.flush.barriers import flush_first
 from checkpointer.flush.session import check_partitions
 from checkpointer.merge import (
     Snapshot,
+    Verdict,
     add_sends,
     buffer_wins,
     complete,
@@ -45,7 +47,7 @@ from checkpointer.records import (
     thread_text,
 )
 from checkpointer.sanitize import dump_json, load_json
-from checkpointer.steps import Flushed, Job, ServerInfo
+from checkpointer.steps import Both, Flushed, Job, ServerInfo
 from checkpointer.store import delta, reads, threads
 from checkpointer.store.clients import not_set_up
 from checkpointer.store.reads import Query
@@ -67,6 +69,58 @@ T = TypeVar("T")
 
 # LangGraph gives this to the saver only inside a run; without it the first put costs a round trip more, no more.
 _OF_A_RUN = "__pregel_runtime"
+
+
+@dataclass(slots=True)
+class _Ahead:
+    """A question to Postgres that goes out together with the one to Redis, and its answer.
+
+    Records move from Redis to Postgres, so what Postgres says may be older than what Redis says: it counts only if
+    Redis shows no sign of a flush in between. What another writer puts meanwhile may be missed, as by any read that
+    begins before that put has returned.
+
+    Attributes:
+        query: The question.
+        is_whole: It asks for the latest checkpoint itself, not only for its id.
+        asked_at: When; 0 if not yet.
+        rows: The answer, or the error; None if it does not count.
+    """
+
+    query: Query
+    is_whole: bool
+    asked_at: float = 0.0
+    rows: Sequence[Mapping[str, Any]] | StoreUnavailableError | None = None
+
+    def verdict(self, found: BufferRead) -> Verdict | None:
+        """Return what Postgres says about a head of Redis, or None if it has to be asked.
+
+        Raises:
+            StoreUnavailableError: It cannot be reached.
+        """
+        if isinstance(self.rows, StoreUnavailableError):
+            raise self.rows
+        if self.rows is None:
+            return None
+        if not self.is_whole:
+            return reads.read_verdict(self.rows)
+        stored, _ = reads.read_latest(self.rows)
+        if stored is None or stored.checkpoint_id != found.head:
+            return None
+        return Verdict(stored.checkpoint_id, stored.parent_id, len(stored.writes), 0, self.rows[0]["replay"])
+
+    def latest(self, found: BufferRead, clean_ttl: float) -> Sequence[Mapping[str, Any]] | None:
+        """Return the rows with the latest checkpoint, or None if Postgres has to be asked after Redis.
+
+        Raises:
+            StoreUnavailableError: It cannot be reached.
+        """
+        if isinstance(self.rows, StoreUnavailableError):
+            raise self.rows
+        # Had the namespace been flushed in between, Redis would have kept its head for a while.
+        is_unknown = found.head is None and not found.writes
+        if self.is_whole and is_unknown and time.monotonic() - self.asked_at < clean_ttl:
+            return self.rows
+        return None
 
 
 class Operations:
@@ -98,6 +152,7 @@ class Operations:
         self._emit = emit
         self._store_checked = False
         self._buffer_checked = False
+        self._is_ready = False
         self._unsafe: set[str] = set()
 
     # -- the door ------------------------------------------------------------------------------------------------
@@ -110,7 +165,7 @@ class Operations:
             UnsupportedServerError: A server is too old, or cannot keep the guarantees.
             ConfigurationError: The application has another number of partitions, or the schema is not in effect.
         """
-        if self._store_checked and self._buffer_checked:
+        if self._is_ready:
             return
         clocks = checks.Clocks()
         if not self._store_checked:
@@ -119,6 +174,7 @@ class Operations:
         if not self._buffer_checked:
             with contextlib.suppress(BufferUnavailableError):
                 yield from self._check_buffer(clocks, starting=False)
+        self._is_ready = self._store_checked and self._buffer_checked
         self._judge(checks.clock_findings(clocks), starting=False)
 
     def register(self) -> Generator[Step, Any, None]:
@@ -185,13 +241,15 @@ class Operations:
 
     def put(self, put: Put, codec: Codec) -> Generator[Step, Any, RunnableConfig]:
         """See `Puts.put`."""
-        yield from self.ready()
+        if not self._is_ready:
+            yield from self.ready()
         return (yield from self._puts.put(put, codec))
 
     def put_writes(self, put: PutWrites) -> Generator[Step, Any, None]:
         """See `Puts.put_writes`."""
         if put.writes:
-            yield from self.ready()
+            if not self._is_ready:
+                yield from self.ready()
             yield from self._puts.put_writes(put)
 
     def get_tuple(self, config: RunnableConfig, saver: Any) -> Generator[Step, Any, CheckpointTuple | None]:
@@ -211,8 +269,9 @@ class Operations:
         self, address: Address, checkpoint_id: str | None, *, opening: bool
     ) -> Generator[Step, Any, Snapshot | None]:
         prefix, partition = self._options.prefix, self._commands.layout.partition_of(address.thread_id)
+        ahead = None if checkpoint_id is not None else self._ahead(address, opening=opening)
         try:
-            found = yield from self._buffered(address, checkpoint_id)
+            found = yield from self._buffered(address, checkpoint_id, ahead=ahead)
             if checkpoint_id is None and (found.complete or (found.knows_all and found.head is None)):
                 passed = self._ledger.is_passed(address.thread_id)
                 is_old = passed or found.is_stale or found.last < found.replay
@@ -220,35 +279,60 @@ class Operations:
                     return from_buffer(address, found, None)
                 opening = opening and not found.open
                 try:
-                    rows = yield reads.verify(prefix, address, opening_in=partition if opening else None)
+                    verdict = None if ahead is None or opening else ahead.verdict(found)
+                    if verdict is None:
+                        rows = yield reads.verify(prefix, address, opening_in=partition if opening else None)
+                        verdict = reads.read_verdict(rows)
                 except StoreUnavailableError as exc:
                     self._require_buffer_alone(address, found, exc)
                     return from_buffer(address, found, None)
                 if opening:
                     self._puts.opened(address.thread_id, threads.read_opening(rows))
                     opening = False
-                verdict = reads.read_verdict(rows)
                 if not verdict.replay and stands(found, verdict):
                     return from_buffer(address, found, verdict)
                 # Something went around Redis. Anew, and Redis first: records move from there to Postgres.
                 if verdict.replay:
                     yield from self._flush_what_is_older(address)
+                ahead = None
                 found = yield from self._buffered(address, None, full=True)
         except BufferUnavailableError as exc:
             return (yield from self._snapshot_without_buffer(address, checkpoint_id, exc))
-        return (yield from self._merged(address, checkpoint_id, found, opening=opening))
+        return (yield from self._merged(address, checkpoint_id, found, opening=opening, ahead=ahead))
+
+    def _ahead(self, address: Address, *, opening: bool) -> _Ahead | None:
+        """Return what to ask Postgres at the same time as Redis, if that may spare a round trip."""
+        thread, prefix = address.thread_id, self._options.prefix
+        if not self._options.verify_reads:
+            return None
+        if self._ledger.expected(thread):
+            # Redis has it, as far as is known. To be opened it would have to be asked first.
+            is_open = not opening or self._ledger.debt(thread) is not None
+            return _Ahead(reads.verify(prefix, address), is_whole=False) if is_open else None
+        return None if opening else _Ahead(reads.latest(prefix, address), is_whole=True)
 
     def _buffered(
-        self, address: Address, checkpoint_id: str | None, *, full: bool = False
+        self, address: Address, checkpoint_id: str | None, *, full: bool = False, ahead: _Ahead | None = None
     ) -> Generator[Step, Any, BufferRead]:
-        """Read Redis; if it has forgotten what this process has put there, find out what is lost, and say so."""
+        """Read Redis; if it has forgotten what this process has put there, find out what is lost, and say so.
+
+        What is asked of Postgres at the same time comes into `ahead`.
+        """
         thread = address.thread_id
         partition = self._commands.layout.partition_of(thread)
 
         def read() -> Generator[Step, Any, tuple[BufferRead, int, int]]:
             # Noted before the question: the answer need not know of the puts that go on meanwhile.
             expected, floor = self._ledger.expected(thread), self._ledger.floor(partition)
-            reply = yield self._commands.read(address, checkpoint_id, full=full)
+            call = self._commands.read(address, checkpoint_id, full=full)
+            if ahead is None:
+                reply = yield call
+            elif ahead.asked_at:
+                reply = yield call
+                ahead.rows = None  # from before what has happened since
+            else:
+                ahead.asked_at = time.monotonic()
+                reply, ahead.rows = yield Both(call, ahead.query)
             return self._commands.read_read(checkpoint_id, reply), expected, floor
 
         found, expected, floor = yield from read()
@@ -271,14 +355,22 @@ class Operations:
             yield Flushed(address.thread_id, 0)
 
     def _merged(
-        self, address: Address, checkpoint_id: str | None, found: BufferRead, *, opening: bool
+        self,
+        address: Address,
+        checkpoint_id: str | None,
+        found: BufferRead,
+        *,
+        opening: bool,
+        ahead: _Ahead | None,
     ) -> Generator[Step, Any, Snapshot | None]:
         """Read Postgres too, and merge."""
         prefix, partition = self._options.prefix, self._commands.layout.partition_of(address.thread_id)
         try:
             if checkpoint_id is None:
                 opening = opening and not found.open
-                rows = yield reads.latest(prefix, address, opening_in=partition if opening else None)
+                rows = None if ahead is None or opening else ahead.latest(found, self._options.clean_ttl)
+                if rows is None:
+                    rows = yield reads.latest(prefix, address, opening_in=partition if opening else None)
                 if opening:
                     self._puts.opened(address.thread_id, threads.read_opening(rows))
                 stored, heads = reads.read_latest(rows)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -17,19 +18,18 @@ from psycopg.rows import dict_row
 
 from checkpointer.buffer.commands import ScriptCall
 from checkpointer.core import Core
-from checkpointer.errors import ConfigurationError
+from checkpointer.errors import ConfigurationError, StoreUnavailableError
 from checkpointer.flush import barriers
 from checkpointer.flush.dead_letters import DeadLetters
 from checkpointer.operations import thread_ids
 from checkpointer.options import BufferOptions
 from checkpointer.records import Codec, thread_text
-from checkpointer.steps import Flushed, Pause, ServerInfo, Step
+from checkpointer.steps import Both, Flushed, Pause, ServerInfo, Step
 from checkpointer.store import schema
 from checkpointer.store.reads import SELECT, Query
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
-    from concurrent.futures import Future
     from types import TracebackType
 
     from langchain_core.runnables import RunnableConfig
@@ -234,7 +234,9 @@ class BufferedPostgresSaver(PostgresSaver):
         if isinstance(step, ScriptCall):
             return self._core.redis.run(step)
         if isinstance(step, Query):
-            return self._core.postgres.fetch(step.sql, step.params, patient=step.patient)
+            return self._core.postgres.fetch(step)
+        if isinstance(step, Both):
+            return self._do_both(step)
         if isinstance(step, Flushed):
             return self._core.flusher.flush_soon(step.thread_id, step.upto).result()
         if isinstance(step, Pause):
@@ -242,6 +244,24 @@ class BufferedPostgresSaver(PostgresSaver):
         if isinstance(step, ServerInfo):
             return self._core.redis.info()
         return self._core.flusher.submit(step.work).result()
+
+    def _do_both(self, step: Both) -> tuple[Any, list[DictRow] | StoreUnavailableError]:
+        reply: Future[Any] = Future()
+
+        def ask_redis() -> None:
+            if reply.done():
+                return
+            try:
+                reply.set_result(self._core.redis.run(step.call))
+            except Exception as exc:  # noqa: BLE001 - the operation decides what it means
+                reply.set_exception(exc)
+
+        try:
+            rows: list[DictRow] | StoreUnavailableError = self._core.postgres.fetch(step.query, meanwhile=ask_redis)
+        except StoreUnavailableError as exc:
+            rows = exc
+        ask_redis()
+        return reply.result(), rows
 
     async def _arun(self, steps: Generator[Step, Any, T]) -> T:
         self._core.check_open()
@@ -261,7 +281,9 @@ class BufferedPostgresSaver(PostgresSaver):
         if isinstance(step, ScriptCall):
             return await self._core.redis.arun(step)
         if isinstance(step, Query):
-            return await self._core.postgres.afetch(step.sql, step.params, patient=step.patient)
+            return await self._core.postgres.afetch(step)
+        if isinstance(step, Both):
+            return await self._ado_both(step)
         if isinstance(step, Flushed):
             return await _shielded(self._core.flusher.flush_soon(step.thread_id, step.upto))
         if isinstance(step, Pause):
@@ -269,6 +291,18 @@ class BufferedPostgresSaver(PostgresSaver):
         if isinstance(step, ServerInfo):
             return await self._core.redis.ainfo()
         return await _shielded(self._core.flusher.submit(step.work))
+
+    async def _ado_both(self, step: Both) -> tuple[Any, list[DictRow] | StoreUnavailableError]:
+        reply = asyncio.ensure_future(self._core.redis.arun(step.call))
+        try:
+            rows: list[DictRow] | StoreUnavailableError = await self._core.postgres.afetch(step.query)
+        except StoreUnavailableError as exc:
+            rows = exc
+        except BaseException:
+            reply.cancel()
+            reply.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody else takes it
+            raise
+        return await reply, rows
 
     # -- LangGraph's contract ------------------------------------------------------------------------------------
 

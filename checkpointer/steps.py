@@ -19,6 +19,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Both:
+    """Ask Redis and Postgres at the same time.
+
+    The reply is a pair: that of Redis, and the rows or the `StoreUnavailableError`. That Redis cannot be reached is
+    raised, as for a call alone. Which of them answers first is open.
+    """
+
+    call: ScriptCall
+    query: Query
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """Work for the flusher's thread."""
 
@@ -45,4 +57,4 @@ class ServerInfo:
     """Ask Redis for its `INFO`; the answer is a `BufferFacts`."""
 
 
-Step = ScriptCall | Query | Job | Flushed | Pause | ServerInfo
+Step = ScriptCall | Query | Both | Job | Flushed | Pause | ServerInfo

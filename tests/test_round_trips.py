@@ -116,17 +116,16 @@ def test_without_verifying_a_hot_read_asks_redis_alone(postgres_uri: str, redis_
         assert Wired(saver, buffer, postgres).cost(lambda: saver.get_tuple(thread())) == (1, 0)
 
 
-def test_a_cold_read_costs_one_round_trip_to_each(wired: Wired, postgres_uri: str, redis_url: str) -> None:
+def test_a_cold_read_costs_one_round_trip_to_each(wired: Wired) -> None:
     saver = wired.saver
     first, metadata, _ = checkpoint(0)
     saver.put(thread(), first, metadata, first["channel_versions"])
     saver.flush()
     keys = saver._core.commands.layout.thread("t")
     client = saver._core.redis.client()
-    for _ in range(2):  # the first one prepares the statement
-        client.delete(keys.clean, keys.writes)
+    for _ in range(2):  # the first one prepares the statement, and learns that the thread is cold
+        client.delete(keys.clean, keys.writes, keys.facts)
         saver.get_tuple(thread())
-    client.delete(keys.clean, keys.writes)
     assert wired.cost(lambda: saver.get_tuple(thread())) == (1, 1)
 
 

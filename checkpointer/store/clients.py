@@ -25,10 +25,12 @@ from checkpointer import search_path
 from checkpointer.checks import check_schema
 from checkpointer.errors import CheckpointerError, ConfigurationError, NotSetUpError
 from checkpointer.store.deadline import Limit, LimitedAsyncConnection, LimitedConnection, NoAnswerError, limited
+from checkpointer.store.short import ShortStatements
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable
 
+    from checkpointer.store.reads import Query
     from checkpointer.tiers import Tier
 
 SyncPool = ConnectionPool[Connection[DictRow]]
@@ -119,6 +121,7 @@ class PostgresSide:
         self.setup_limit = Limit(query_timeout, self._answers)
         self._schema = schema
         # Pools of which a connection was seen to work in the schema.
+        self._short = ShortStatements()
         self._verified: weakref.WeakSet[SyncPool | AsyncPool] = weakref.WeakSet()
         self._timeout = timeout
         self._size = pool_size
@@ -296,36 +299,40 @@ class PostgresSide:
             await pool.open(wait=False)
         return pool
 
-    def fetch(self, query: str, params: Sequence[Any] = (), *, patient: bool = False) -> list[DictRow]:
+    def fetch(
+        self,
+        query: Query,
+        *,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> list[DictRow]:
         """Run a read; a connection that broke while it lay in the pool is replaced.
 
         Args:
             query: The statement.
-            params: Its parameters.
-            patient: It may be slow, if only the server answers others.
+            meanwhile: Is called while the server works, if it comes to that; must not raise, and may be called again.
 
         Raises:
             StoreUnavailableError: Postgres cannot be reached.
             NotSetUpError: The tables are missing.
             ConfigurationError: The pool's connections do not work in the schema.
         """
-        limit = self.work_limit if patient else self._limit
+        limit = self.work_limit if query.patient else self._limit
         begun = self._tier.check()
         pool = self.pool()
         for stale in range(pool.max_size, -1, -1):
             conn: Connection[DictRow] | None = None
             try:
-                with (
-                    pool.connection(self._timeout) as conn,
-                    limited(conn, limit),
-                    conn.cursor(binary=True, row_factory=dict_row) as cur,
-                ):
+                with pool.connection(self._timeout) as conn, limited(conn, limit, meanwhile):
                     if self._schema is not None and pool not in self._verified:
                         self.verify(conn)
                         self._verified.add(pool)
-                    rows = cur.execute(query.encode(), params).fetchall()
-                    if not conn.autocommit:
-                        conn.commit()
+                    if query.short and self._short.suits(conn):
+                        rows = conn.wait(self._short.ask(conn, query.sql, query.params))
+                    else:
+                        cur = conn.cursor(binary=True, row_factory=dict_row)
+                        rows = cur.execute(query.sql.encode(), query.params).fetchall()
+                        if not conn.autocommit:
+                            conn.commit()
             except psycopg.errors.UndefinedTable as exc:
                 raise not_set_up(exc) from exc
             except _DOWN as exc:
@@ -338,9 +345,9 @@ class PostgresSide:
                 return rows
         raise AssertionError("the last attempt returns or raises")
 
-    async def afetch(self, query: str, params: Sequence[Any] = (), *, patient: bool = False) -> list[DictRow]:
+    async def afetch(self, query: Query) -> list[DictRow]:
         """Run a read on the running loop's pool; see `fetch`."""
-        limit = self.work_limit if patient else self._limit
+        limit = self.work_limit if query.patient else self._limit
         begun = self._tier.check()
         pool = await self.apool()
         for stale in range(pool.max_size, -1, -1):
@@ -351,10 +358,13 @@ class PostgresSide:
                         if self._schema is not None and pool not in self._verified:
                             await self.averify(conn)
                             self._verified.add(pool)
-                        async with conn.cursor(binary=True, row_factory=dict_row) as cur:
-                            rows = await (await cur.execute(query.encode(), params)).fetchall()
-                        if not conn.autocommit:
-                            await conn.commit()
+                        if query.short and self._short.suits(conn):
+                            rows = await conn.wait(self._short.ask(conn, query.sql, query.params))
+                        else:
+                            cur = conn.cursor(binary=True, row_factory=dict_row)
+                            rows = await (await cur.execute(query.sql.encode(), query.params)).fetchall()
+                            if not conn.autocommit:
+                                await conn.commit()
             except psycopg.errors.UndefinedTable as exc:
                 raise not_set_up(exc) from exc
             except _DOWN as exc:

@@ -48,6 +48,7 @@ class Limit:
 
 class _Limited(Protocol):
     limit: Limit | None
+    meanwhile: Callable[[], None] | None
 
     @property
     def pgconn(self) -> psycopg.pq.abc.PGconn: ...
@@ -56,12 +57,17 @@ class _Limited(Protocol):
 def watched(gen: Generator[Any, Any, T], conn: _Limited) -> Generator[Any, Any, T]:
     """Pass a psycopg generator through; close the connection and raise when the server is silent for too long.
 
+    While the server works on the first statement, `meanwhile` is called, if the connection has it.
+
     Raises:
         NoAnswerError: It is.
     """
     silence: _Silence | None = None
     try:
         wanted = next(gen)
+        if conn.meanwhile is not None:
+            meanwhile, conn.meanwhile = conn.meanwhile, None
+            meanwhile()
         while True:
             ready = yield wanted
             if ready:
@@ -123,6 +129,7 @@ class LimitedConnection(psycopg.Connection[Row]):
     """A connection whose statements have the limit that is set on it."""
 
     limit: Limit | None = None
+    meanwhile: Callable[[], None] | None = None
 
     def wait(self, gen: Generator[Any, Any, T], *args: Any, **kwargs: Any) -> T:
         """As psycopg's."""
@@ -137,6 +144,7 @@ class LimitedAsyncConnection(psycopg.AsyncConnection[Row]):
     """See `LimitedConnection`."""
 
     limit: Limit | None = None
+    meanwhile: Callable[[], None] | None = None
 
     async def wait(self, gen: Generator[Any, Any, T], *args: Any, **kwargs: Any) -> T:
         """As psycopg's."""
@@ -147,11 +155,22 @@ class limited:  # noqa: N801 - a context manager, named like one
     """Put a limit on a pool's connection while it is in use here.
 
     A connection of the user's own pool has it just for the block, and gets back to the pool as it was.
+
+    Args:
+        conn: The connection.
+        limit: How long its statements may be silent.
+        meanwhile: Is called once, while the server works on the first statement.
     """
 
-    def __init__(self, conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], limit: Limit) -> None:
+    def __init__(
+        self,
+        conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any],
+        limit: Limit,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> None:
         self._conn = conn
         self.limit: Limit | None = limit
+        self.meanwhile = meanwhile
 
     @property
     def pgconn(self) -> psycopg.pq.abc.PGconn:
@@ -162,6 +181,7 @@ class limited:  # noqa: N801 - a context manager, named like one
         conn: Any = self._conn
         if isinstance(conn, LimitedConnection | LimitedAsyncConnection):
             conn.limit = self.limit
+            conn.meanwhile = self.meanwhile
         else:
             wait = conn.wait
             conn.wait = lambda gen, *args, **kwargs: wait(watched(gen, self), *args, **kwargs)
@@ -169,3 +189,4 @@ class limited:  # noqa: N801 - a context manager, named like one
 
     def __exit__(self, *exc: object) -> None:
         self._conn.__dict__.pop("wait", None)
+        self._conn.__dict__.pop("meanwhile", None)

@@ -21,11 +21,19 @@ NAMESPACES_LIMIT = 64
 
 
 class Query(NamedTuple):
-    """A statement with its parameters: one round trip. A patient one may be slow, if only the server answers others."""
+    """A statement with its parameters: one round trip.
+
+    Attributes:
+        sql: The statement.
+        params: Its parameters.
+        patient: It may be slow, if only the server answers others.
+        short: It runs often, has only texts as parameters, and answers in rows of texts, integers and booleans.
+    """
 
     sql: str
     params: Sequence[Any] = ()
     patient: bool = False
+    short: bool = False
 
 
 # The rows of LangGraph's own SELECT. Text becomes bytes by convert_to: a cast would read backslashes as escapes.
@@ -145,7 +153,7 @@ def verify(prefix: str, address: Address, *, opening_in: int | None = None) -> Q
     owner = (prefix, address.thread_id)
     where = (address.thread_id, address.checkpoint_ns)
     if opening_in is None:
-        return Query(_VERIFY[False], (*owner, *where * 3))
+        return Query(_VERIFY[False], (*owner, *where * 3), short=True)
     return Query(_VERIFY[True], (*owner, prefix, opening_in, *owner, *where * 3))
 
 
