@@ -37,10 +37,11 @@ from checkpointer.store.reads import Query
 from checkpointer.store.writes import Batch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from langchain_core.runnables import RunnableConfig
 
+    from checkpointer.buffer.keys import KeyLayout
     from checkpointer.flush.flusher import Flusher
     from checkpointer.flush.ledger import Ledger
     from checkpointer.flush.session import Session
@@ -61,10 +62,13 @@ _DELTA = b'"counters_since_delta_snapshot"'
 
 
 class _About:
-    """What events say about a put."""
+    """What events say about a put, and its partition."""
 
-    def __init__(self, put: Put | PutWrites) -> None:
+    __slots__ = ("address", "checkpoint_id", "operation", "partition", "run_id", "step")
+
+    def __init__(self, put: Put | PutWrites, layout: KeyLayout) -> None:
         self.address = put.address
+        self.partition = layout.partition_of(put.address.thread_id)
         self.run_id = put.run_id
         if isinstance(put, Put):
             self.operation, self.checkpoint_id, self.step = "put", put.row.checkpoint_id, put.step
@@ -173,21 +177,24 @@ class Puts:
                 self._known.pop(thread_id, None)
                 self._on_the_way.pop(thread_id, None)
 
-    @contextlib.contextmanager
-    def _bringing(self, thread_id: str) -> Iterator[bytes]:
-        """Take what was learned of a thread, packed, for a put that lasts as long as the block."""
+    def _bring(self, thread_id: str) -> _Learned | None:
+        """Take what was learned of a thread, for a put that says when it has `brought` it."""
+        if thread_id not in self._known:
+            return None
         with self._lock:
             learned = self._known.pop(thread_id, None)
             if learned is not None:
                 self._on_the_way[thread_id] = learned
-        try:
-            yield b"" if learned is None else pack_known(learned.heads)
-        finally:
-            with self._lock:
-                if self._on_the_way.get(thread_id) is learned:
-                    self._on_the_way.pop(thread_id, None)
+        return learned
+
+    def _brought(self, thread_id: str, learned: _Learned) -> None:
+        with self._lock:
+            if self._on_the_way.get(thread_id) is learned:
+                self._on_the_way.pop(thread_id, None)
 
     def _opening(self, thread_id: str) -> Opening | None:
+        if thread_id not in self._openings:
+            return None
         with self._lock:
             found = self._openings.pop(thread_id, None)
         return found[0] if found and time.monotonic() - found[1] < _OPENING_SECONDS else None
@@ -196,11 +203,12 @@ class Puts:
 
     def put(self, put: Put, codec: Codec) -> Generator[Step, Any, RunnableConfig]:
         """Store a checkpoint: in the buffer, or in Postgres if the buffer cannot take it."""
-        about = _About(put)
+        about = _About(put, self._commands.layout)
         address = put.address
         self._flusher.start()
         self._ledger.begin(address.thread_id)
-        self._report_changes(about, put.changes)
+        if put.changes:
+            self._report_changes(about, put.changes)
         saved = saved_config(address, put.row.checkpoint_id)
 
         def call(standing: Standing, whole: bool) -> ScriptCall:
@@ -209,9 +217,10 @@ class Puts:
 
         level = put.ack or self._options.ack
         is_delta = _DELTA in put.row.metadata
+        learned = self._bring(address.thread_id)
+        known = b"" if learned is None else pack_known(learned.heads)
         try:
-            with self._bringing(address.thread_id) as known:
-                reply, answer = yield from self._into_buffer(about, call, put.origin, level, is_delta)
+            reply, answer = yield from self._into_buffer(about, call, put.origin, level, is_delta)
         except BufferUnavailableError as exc:
             if is_delta and self._ledger.debt(address.thread_id):
                 raise self._lost(
@@ -227,6 +236,9 @@ class Puts:
             batch.add_checkpoint(address, put.row)
             yield from self._go_around(about, batch, put.origin, exc)
             return saved
+        finally:
+            if learned is not None:
+                self._brought(address.thread_id, learned)
         if reply is None:
             return saved
         owed = Owed(reply.sequence, address.checkpoint_ns, put.row.checkpoint_id, None, put.step)
@@ -236,7 +248,8 @@ class Puts:
             # The put is acknowledged; without the unchanged channels, reads ask Postgres for them.
             with contextlib.suppress(BufferUnavailableError):
                 yield self._commands.fill(address, put.row.checkpoint_id, blobs)
-        yield from self._make_sure(about, level, answer, reply)
+        if level != "buffered" or self._marks.is_high:
+            yield from self._make_sure(about, level, answer, reply)
         return saved
 
     @staticmethod
@@ -247,11 +260,12 @@ class Puts:
 
     def put_writes(self, put: PutWrites) -> Generator[Step, Any, None]:
         """Store pending writes: in the buffer, or in Postgres if the buffer cannot take them."""
-        about = _About(put)
+        about = _About(put, self._commands.layout)
         address = put.address
         self._flusher.start()
         self._ledger.begin(address.thread_id)
-        self._report_changes(about, put.changes)
+        if put.changes:
+            self._report_changes(about, put.changes)
         level = put.ack or self._options.ack
         if put.writes[0].overwrite:
             level = max(level, self._options.control_ack, key=ACKS.index)
@@ -272,7 +286,8 @@ class Puts:
             return
         owed = Owed(reply.sequence, address.checkpoint_ns, put.checkpoint_id, put.writes[0].task_id)
         self._note(about, reply, len(put.writes), owed)
-        yield from self._make_sure(about, level, answer, reply)
+        if level != "buffered" or self._marks.is_high:
+            yield from self._make_sure(about, level, answer, reply)
 
     # -- into the buffer -----------------------------------------------------------------------------------------
 
@@ -290,11 +305,11 @@ class Puts:
             BufferUnavailableError: Redis cannot take it.
         """
         thread = about.address.thread_id
-        partition = self._commands.layout.partition_of(thread)
-        yield from self._hold_back()
-        tag = tag_of(self._commands.layout.threads(partition))
-        is_up = not (self._redis_tier.is_away(tag) or self._postgres_tier.is_down)
-        if self._ledger.is_passed(thread) and is_up:
+        partition = about.partition
+        if self._marks.is_high:
+            yield from self._hold_back()
+        if self._ledger.is_passed(thread) and not self._postgres_tier.is_down:
+            self._redis_tier.check(tag_of(self._commands.layout.threads(partition)))
             # What it has is flushed first, so that the new comes after it. If Redis fails in that, the new goes around
             # too, since in the buffer it would count as older; if something else fails, it counts as that.
             try:
@@ -308,14 +323,17 @@ class Puts:
         standing = Standing(None, self._ledger.expected(thread), self._ledger.floor(partition))
         if opening is not None:
             standing = _opened(standing, opening)
+        answer = None
         for _ in range(_ATTEMPTS):
-            raw = yield call(standing, whole)._replace(confirm=self._confirmation(level))
-            raw, answer = raw if level in ("replicated", "fsynced") else (raw, None)
+            if level in ("replicated", "fsynced"):
+                raw, answer = yield call(standing, whole)._replace(confirm=self._confirmation(level))
+            else:
+                raw = yield call(standing, whole)
             reply = self._commands.read_put(raw)
             if reply.refused is None:
                 return reply, answer
             if reply.refused == "closed":
-                standing, whole = yield from self._open(thread, standing)
+                standing, whole = yield from self._open(thread, partition, standing)
             elif reply.refused == "lost":
                 self._ledger.suspect(thread)
                 standing, whole = standing._replace(expected=0), True
@@ -331,11 +349,10 @@ class Puts:
 
     def _hold_back(self) -> Generator[Step, Any, None]:
         if (pause := self._marks.pause()) and not self._postgres_tier.is_down:
-            self._flusher.wake(self._ledger.threads())
+            self._flusher.wake_all()
             yield Pause(pause)
 
-    def _open(self, thread: str, standing: Standing) -> Generator[Step, Any, tuple[Standing, bool]]:
-        partition = self._commands.layout.partition_of(thread)
+    def _open(self, thread: str, partition: int, standing: Standing) -> Generator[Step, Any, tuple[Standing, bool]]:
         try:
             query = Query(*threads.opening(self._options.prefix, thread, partition))
             opening = threads.read_opening((yield query))
@@ -456,13 +473,12 @@ class Puts:
             ) from exc
 
     def _note(self, about: _About, reply: PutReply, records: int, owed: Owed) -> None:
-        thread = about.address.thread_id
-        partition = self._commands.layout.partition_of(thread)
+        thread, partition = about.address.thread_id, about.partition
         self._ledger.saw(thread, reply.sequence, partition, reply.sequence)
         self._marks.note(partition, reply.held_bytes, reply.age)
         count = self._ledger.note(thread, records, owed, reply.token, about.run_id)
         if count >= self._options.flush_size and "size" in self._options.triggers:
-            self._flusher.wake(self._ledger.threads())
+            self._flusher.wake_all()
 
     # -- around the buffer ---------------------------------------------------------------------------------------
 
@@ -532,8 +548,6 @@ class Puts:
         return CheckpointLostError(message)
 
     def _report_changes(self, about: _About, changes: Sequence[Change]) -> None:
-        if not changes:
-            return
         shown = ", ".join(f"{change.path} ({change.kind})" for change in changes[:5])
         more = f" and {len(changes) - 5} more" if len(changes) > 5 else ""
         self._emit(

@@ -362,6 +362,8 @@ def checked_text(value: Any, what: str) -> str:
     Raises:
         InvalidConfigError: It is no string or cannot be stored.
     """
+    if type(value) is str and value.isascii() and "\0" not in value:
+        return value
     if not isinstance(value, str):
         raise InvalidConfigError(f"{what} must be a string, not {type(value).__name__}: {value!r}.")
     if "\0" in value:
@@ -470,13 +472,10 @@ def _unpack_refs(data: bytes) -> tuple[str, ...]:
 
 def pack_checkpoint(row: CheckpointRow) -> bytes:
     """Pack a checkpoint's payload."""
+    parent, refs = (row.parent_id or "").encode(), pack_refs(row.refs)
+    size = _LENGTH.pack
     return b"".join(
-        (
-            _sized((row.parent_id or "").encode()),
-            _sized(pack_refs(row.refs)),
-            _sized(row.metadata),
-            row.checkpoint,
-        )
+        (size(len(parent)), parent, size(len(refs)), refs, size(len(row.metadata)), row.metadata, row.checkpoint)
     )
 
 

@@ -361,6 +361,9 @@ def dump_json(value: Any, path: str, mode: NonFinite) -> tuple[bytes, list[Chang
     return _Plain(path, mode).dump(value)
 
 
+_WRITTEN_ALIKE = {str, int, bool, type(None)}
+
+
 def _is_written_alike(value: Any) -> bool:
     """Tell whether what orjson wrote for a value is what `json.dumps` and JSONB would make of it.
 
@@ -369,7 +372,10 @@ def _is_written_alike(value: Any) -> bool:
     """
     todo: list[Any] = [(value,)]
     for container in todo:
-        for child in container.values() if type(container) is dict else container:
+        children = container.values() if type(container) is dict else container
+        if set(map(type, children)) <= _WRITTEN_ALIKE:
+            continue
+        for child in children:
             kind = type(child)
             if kind is str or kind is int or child is None or kind is bool:
                 continue
@@ -537,7 +543,10 @@ def load_json(data: bytes | memoryview) -> Any:
 def _holds_large_float(value: Any) -> bool:
     todo: list[Any] = [(value,)]
     for container in todo:
-        for child in container.values() if type(container) is dict else container:
+        children = container.values() if type(container) is dict else container
+        if set(map(type, children)) <= _WRITTEN_ALIKE:
+            continue
+        for child in children:
             kind = type(child)
             if kind is str:
                 continue

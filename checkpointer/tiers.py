@@ -58,10 +58,6 @@ class Tier:
         """Whether the last call, or the last one to some part, failed."""
         return bool(self._down)
 
-    def is_away(self, part: bytes) -> bool:
-        """Whether the last call to this part, or to the tier as a whole, failed."""
-        return None in self._down or part in self._down
-
     def check(self, part: bytes | None = None) -> float:
         """Let a call through, or refuse it while what it needs is down.
 

@@ -72,6 +72,7 @@ class Proxy:
 
     Attributes:
         turns: Round trips so far.
+        request_bytes: Bytes sent by clients so far.
         request_delay: Seconds that each piece of a request is held up.
         reply_delay: Seconds that each piece of a reply is held up.
     """
@@ -85,7 +86,7 @@ class Proxy:
         self._traps: list[_Trap] = []
         self._refusing = self._silent = False
         self._holds: list[Hold] = []
-        self.turns = 0
+        self.turns = self.request_bytes = 0
         self.request_delay = self.reply_delay = 0.0
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -142,6 +143,7 @@ class Proxy:
     def _request(self, link: _Link, data: bytes) -> tuple[bytes, list[_Trap]]:
         with self._lock:
             self.turns += link.answered
+            self.request_bytes += len(data)
             link.answered = False
             sprung = [trap for trap in self._traps if trap.containing in data]
             self._traps = [trap for trap in self._traps if trap not in sprung]

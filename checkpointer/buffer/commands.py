@@ -75,8 +75,7 @@ class Standing(NamedTuple):
 Refusal = Literal["closed", "lost", "late"]
 
 
-@dataclass(frozen=True, slots=True)
-class PutReply:
+class PutReply(NamedTuple):
     """What Redis says to a put.
 
     Attributes:
@@ -93,7 +92,7 @@ class PutReply:
     token: int = 0
     held_bytes: int = 0
     age: float = 0.0
-    lacks: list[int] = field(default_factory=list)
+    lacks: Sequence[int] = ()
     refused: Refusal | None = None
     last: int = 0
 
@@ -252,7 +251,7 @@ class Commands:
         if isinstance(reply[0], bytes):
             refused: Any = reply[0].decode()
             return PutReply(0, refused=refused, last=int(reply[1]) if len(reply) > 1 else 0)
-        sequence, token, held_bytes, age, *lacks = map(int, reply)
+        sequence, token, held_bytes, age, *lacks = reply
         return PutReply(sequence, token, held_bytes, age / 1000, lacks)
 
     def fill(self, address: Address, checkpoint_id: str, blobs: Iterable[Blob]) -> ScriptCall:

@@ -81,6 +81,7 @@ class Flusher:
         # Who waits for a thread's records up to a sequence number to be in Postgres.
         self._waiters: dict[str, list[tuple[int, Future[None]]]] = {}
         self._urgent: set[str] = set()
+        self._all_urgent = False
         # Threads whose run has ended: they are closed once they are flushed.
         self._ended: set[str] = set()
         self._next_sweep = time.monotonic() + _SWEEP_SECONDS
@@ -167,6 +168,15 @@ class Flusher:
             self._urgent.update(threads)
             self._cond.notify_all()
 
+    def wake_all(self) -> None:
+        """Have all that this process owes flushed soon; many callers may say so at once."""
+        if self._all_urgent:
+            return
+        self.start()
+        with self._cond:
+            self._all_urgent = True
+            self._cond.notify_all()
+
     def run_ended(self, thread_id: str, active: frozenset[str]) -> None:
         """Flush what an ended run has left: its thread, and others that no run is working on."""
         ready = {thread for thread in self.ledger.threads() if thread == thread_id or thread not in active}
@@ -217,6 +227,7 @@ class Flusher:
         self._jobs.clear()
         self._waiters.clear()
         self._urgent.clear()
+        self._all_urgent = False
         self._ended.clear()
         self._troubled.clear()
         self._told.clear()
@@ -278,7 +289,7 @@ class Flusher:
         """Return the seconds until there is something to do unasked; at most a minute."""
         now = time.monotonic()
         due = now + 60.0
-        if self._urgent or self._recover:
+        if self._urgent or self._all_urgent or self._recover:
             due = now
         elif "age" in self._options.triggers:
             due = min(due, self._next_scan)
@@ -288,6 +299,7 @@ class Flusher:
         """Flush what is due. Nothing that happens here may end the thread."""
         with self._cond:
             urgent, self._urgent = self._urgent, set()
+            all_urgent, self._all_urgent = self._all_urgent, False
             ended, self._ended = self._ended, set()
         recovering = self._recover
         progress = Progress()
@@ -295,6 +307,8 @@ class Flusher:
         age = self._options.flush_age
         try:
             wanted = dict.fromkeys([*urgent, *self.ledger.passed()])
+            if all_urgent:
+                wanted |= dict.fromkeys(self.ledger.threads())
             if recovering:
                 found = self._session.dirty_threads()
                 earlier = [thread for thread in found if not self.ledger.works_on(thread)]
@@ -319,6 +333,7 @@ class Flusher:
         except Exception as exc:  # noqa: BLE001 - reported; the thread must live
             with self._cond:
                 self._urgent |= urgent
+                self._all_urgent |= all_urgent
                 self._ended |= ended
             self._back_off()
             self._report_failure(exc, set(self.ledger.threads()))
