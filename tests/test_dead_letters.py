@@ -114,33 +114,36 @@ def test_one_poison_thread_among_many_costs_a_few_statements_once(
     saver: Any, conn: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     executed = []
-    execute = psycopg.Cursor.execute
 
-    def counting(self: Any, query: Any, *args: Any, **kwargs: Any) -> Any:
-        executed.append(query)
-        return execute(self, query, *args, **kwargs)
+    def counting(method: Any) -> Any:
+        def counted(self: Any, query: Any, *args: Any, **kwargs: Any) -> Any:
+            executed.append(query)
+            return method(self, query, *args, **kwargs)
+
+        return counted
 
     def cost() -> int:
         before = len(executed)
         saver.flush()
         return len(executed) - before
 
-    monkeypatch.setattr(psycopg.Cursor, "execute", counting)
+    for method in ("execute", "copy"):
+        monkeypatch.setattr(psycopg.Cursor, method, counting(getattr(psycopg.Cursor, method)))
     threads = [f"t{i}" for i in range(200)]
 
-    def put_all(poison: str = "") -> None:
+    def put_all(step: int, poison: str = "") -> None:
         for thread in threads:
-            put_step(saver, thread, 0, poison=poison if thread == "t77" else "")
+            put_step(saver, thread, step, poison=poison if thread == "t77" else "")
 
-    put_all()
+    put_all(0)
     usual = cost()
-    put_all("checkpoint")
+    put_all(1, "checkpoint")
     first = cost()
-    # A batch holds 100 threads: seven halvings, each with two halves of at most three statements; then the thread's
-    # three records; then the letter.
-    assert usual < first <= usual + 2 * 3 * 7 + 2 * 3 + 2
+    # Once more without COPY; a batch holds 100 threads: seven halvings, each with two halves of at most three
+    # statements; then the thread's three records; then the letter.
+    assert usual < first <= usual + 3 + 2 * 3 * 7 + 2 * 3 + 2
     assert all(len(saved(conn, thread)) == (1 if thread == "t77" else 2) for thread in threads)
-    put_all()
+    put_all(2)
     assert cost() <= usual, "the pinned thread is not tried again"
     assert all(len(saved(conn, thread)) == (1 if thread == "t77" else 3) for thread in threads)
 

@@ -143,7 +143,10 @@ Part = tuple[str, int, int]
 
 
 def write(
-    cur: Cursor[DictRow], sizes: Mapping[str, int], build: Callable[[Sequence[Part]], Batch]
+    cur: Cursor[DictRow],
+    sizes: Mapping[str, int],
+    build: Callable[[Sequence[Part]], Batch],
+    quick: Callable[[Batch], bool],
 ) -> tuple[list[Batch], dict[str, Refusal]]:
     """Write the drained records, of each thread those before the first one that Postgres refuses.
 
@@ -154,6 +157,8 @@ def write(
         cur: A cursor in the locked transaction.
         sizes: How many records of each thread were drained.
         build: Makes a batch of ranges.
+        quick: Takes the quick way for a large batch, if there is one; says whether it worked. It is tried once: what
+            holds it up is poison, as good as always, or would hold up the halves too.
 
     Returns:
         The batches that were written, and the refusals by thread.
@@ -165,17 +170,22 @@ def write(
     refused: dict[str, Refusal] = {}
 
     def attempt(parts: Sequence[Part]) -> Exception | None:
+        nonlocal is_first
         try:
             batch = build(parts)
-            with cur.connection.transaction():
-                batch.run(cur)
+            if not (is_first and quick(batch)):
+                with cur.connection.transaction():
+                    batch.run(cur)
         except (psycopg.Error, ValueError, CheckpointerError) as exc:
             if not is_poison(exc):
                 raise
             return exc
+        finally:
+            is_first = False
         written.append(batch)
         return None
 
+    is_first = True
     waiting = [list(sizes)] if sizes else []
     while waiting:
         threads = waiting.pop()

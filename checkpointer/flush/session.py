@@ -223,6 +223,7 @@ class Session:
         self._idle_ms = int(max(_IDLE_SECONDS, options.redis_timeout * _THREADS_AT_ONCE / _DRAINED_AT_ONCE) * 1000)
         self._share_of_batch = 1
         self._interrupted = False
+        self._may_copy = True
         self.totals = FlushTotals()
 
     # -- connections ---------------------------------------------------------------------------------------------
@@ -265,6 +266,8 @@ class Session:
         if self._conn is None or self._conn.closed:
             with self._postgres_errors():
                 self._conn = self._postgres_side.dedicated(self._postgres_side.work_limit)
+                # COPY takes text as it is; a statement's parameters are encoded as the connection wants them.
+                self._may_copy = self._conn.info.encoding == "utf-8"
                 options = self.options
                 args = (options.prefix, options.partitions)
                 row = self._conn.execute(
@@ -543,7 +546,8 @@ class Session:
                                 add_record(batch, thread, record, older=older)
                     return batch
 
-                written, refused = poison.write(cur, {t: len(found.records) for t, found in drained.items()}, build)
+                sizes = {thread: len(found.records) for thread, found in drained.items()}
+                written, refused = poison.write(cur, sizes, build, lambda batch: self._copied(batch, cur))
                 new, replayed = poison.settle(cur, self.options.prefix, drained, refused, tried, replays)
                 pinned |= new
                 # Not before the older records are gone: their acknowledgement puts them into the read cache.
@@ -595,6 +599,22 @@ class Session:
             progress.proofs[thread] = Proof(max(found.upto, found.acked), found.token, found.replay, found.is_all)
             finished.append(thread)
         return [thread for thread in finished if thread not in later]
+
+    def _copied(self, batch: Batch, cur: psycopg.Cursor[DictRow]) -> bool:
+        """Write a large batch by COPY; returns whether that was possible. If not, nothing of it is written."""
+        if not (self._may_copy and batch.is_for_copy):
+            return False
+        try:
+            with cur.connection.transaction():
+                batch.copy(cur)
+        except (psycopg.Error, ValueError) as exc:
+            if isinstance(exc, psycopg.Error) and is_transient(exc):
+                raise
+            # A row that is there already, or poison: the next batch has others. Otherwise COPY is not for this user or
+            # these tables (row-level security, a view), and is not tried again.
+            self._may_copy = poison.is_poison(exc)
+            return False
+        return True
 
     def _drain(self, thread_ids: list[str], drained: dict[str, Drained]) -> None:
         """Read the threads' records until the batch is full."""
