@@ -421,9 +421,9 @@ ACK = Script(
     "ack",
     "#!lua flags=allow-oom\n"
     + _NAMES
+    + _TOGETHER
     + _NOT_OLDER
     + _REFS
-    + _DROP_DIRTY
     + _UNPIN
     + """
 if tonumber(call('HGET', STATE, 'sequence') or 0) < tonumber(ARGV[4]) then return -1 end
@@ -439,7 +439,12 @@ local function head_of(ns)
   end
   return heads[ns]
 end
-for _, name in ipairs(call('ZRANGEBYSCORE', ORDER, '-inf', ARGV[2])) do
+local names = call('ZRANGEBYSCORE', ORDER, '-inf', ARGV[2])
+local kept, writes, bytes, found = {}, {}, 0, 0
+for _, name in ipairs(names) do
+  local size = call('HSTRLEN', DIRTY, name)
+  bytes = bytes + size
+  if size > 0 then found = found + 1 end  -- no payload is empty
   local kind = string.sub(name, 1, 1)
   local stop = string.find(name, NUL, 3, true)
   local ns = string.sub(name, 3, stop - 1)
@@ -452,17 +457,21 @@ for _, name in ipairs(call('ZRANGEBYSCORE', ORDER, '-inf', ARGV[2])) do
     keep = needed[ns][rest]
   else
     local id = string.sub(rest, 1, string.find(rest, NUL, 1, true) - 1)
-    keep = not head or not_older(id, head)
-    if not keep then call('ZREM', WRITES, name) end
+    keep = not head or id == head or not_older(id, head)
+    if not keep then writes[#writes + 1] = name end
   end
-  if keep then
-    local value = call('HGET', DIRTY, name)
-    if value then call('HSET', CLEAN, name, value) end
-  end
-  drop_dirty(name)
-  call('ZREM', ORDER, name)
+  if keep and size > 0 then kept[#kept + 1] = name end
 end
-call('HINCRBY', STATE, 'bytes', bytes)
+do_all('ZREM', WRITES, writes)
+local is_all = found == call('HLEN', DIRTY)
+if is_all and found > 0 and #kept == found and call('EXISTS', CLEAN) == 0 then
+  call('RENAME', DIRTY, CLEAN)  -- all of it is the read cache now
+else
+  for _, name in ipairs(kept) do call('HSET', CLEAN, name, call('HGET', DIRTY, name)) end
+  if is_all then call('DEL', DIRTY) else do_all('HDEL', DIRTY, names) end
+end
+call('ZREMRANGEBYSCORE', ORDER, '-inf', ARGV[2])
+if bytes > 0 then call('HINCRBY', STATE, 'bytes', -bytes) end
 call('HSET', FACTS, 'acked', ARGV[2])
 call('PEXPIRE', CLEAN, ARGV[3])
 local left = call('ZCARD', ORDER)

@@ -168,6 +168,7 @@ def write(
     """
     written: list[Batch] = []
     refused: dict[str, Refusal] = {}
+    is_first = True
 
     def attempt(parts: Sequence[Part]) -> Exception | None:
         nonlocal is_first
@@ -185,7 +186,6 @@ def write(
         written.append(batch)
         return None
 
-    is_first = True
     waiting = [list(sizes)] if sizes else []
     while waiting:
         threads = waiting.pop()
