@@ -495,7 +495,7 @@ def test_isolation_and_commit_settings_are_forced(make: Any, postgres_uri: str, 
     )
     saver = make(triggers=frozenset())
     session = saver._core.flusher._session
-    with session.locked(["t"], 1.0) as (cur, held):
+    with session.locked(["t"], 1.0) as (cur, held, *_):
         assert len(held) == 1
         shown = cur.execute(
             "SELECT current_setting('synchronous_commit') AS s, current_setting('transaction_isolation') AS i"

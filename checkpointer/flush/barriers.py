@@ -243,7 +243,7 @@ def forget_clean(session: Session, threads: Iterable[str]) -> None:
 def _holding(session: Session, threads: Sequence[str], wait: float) -> Iterator[Cursor[DictRow]]:
     """Hold the threads' partitions in one transaction."""
     try:
-        with session.locked(threads, wait) as (cur, _):
+        with session.locked(threads, wait) as (cur, *_):
             yield cur
     except LockedElsewhereError as exc:
         raise FlushIncompleteError(

@@ -350,7 +350,7 @@ def drop(session: Session, flusher: Flusher, letter_id: int, thread: str, wait: 
     """
     commands = session.commands
     try:
-        with session.locked([thread], wait) as (cur, _):
+        with session.locked([thread], wait) as (cur, *_):
             letter = poison.unresolved(cur, session.options.prefix, [thread]).get(thread)
             if letter is None or letter.id != letter_id:
                 return

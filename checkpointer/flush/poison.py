@@ -39,11 +39,12 @@ _KINDS: dict[str, Kind] = {"c": "checkpoint", "b": "blob"}
 # Cardinality, data, integrity constraint, WITH CHECK OPTION, program limit, RAISE in a trigger.
 _POISONOUS = frozenset({"21", "22", "23", "44", "54", "P0"})
 
-_UNRESOLVED = """
+UNRESOLVED = """
 SELECT id, thread_id, checkpoint_ns, checkpoint_id, kind, field, sequence, error_type, sqlstate, error_message,
     event_id, attempts
-FROM checkpoint_dead_letters WHERE prefix = %s AND thread_id = ANY(%s) AND resolved_at IS NULL
+FROM checkpoint_dead_letters WHERE prefix = %s AND thread_id = ANY(%s::text[]) AND resolved_at IS NULL
 """
+"""The dead letters that pin threads; parameters: prefix, threads."""
 
 _ADD = """
 INSERT INTO checkpoint_dead_letters (prefix, thread_id, checkpoint_ns, checkpoint_id, kind, field, sequence, payload,
@@ -214,8 +215,13 @@ def unresolved(cur: Cursor[DictRow], prefix: str, threads: Sequence[str]) -> dic
     """Return the dead letters that pin these threads."""
     if not threads:
         return {}
-    cur.execute(_UNRESOLVED, (prefix, list(threads)))
-    return {row["thread_id"]: letter_of(row) for row in cur.fetchall()}
+    cur.execute(UNRESOLVED, (prefix, list(threads)))
+    return by_thread(cur.fetchall())
+
+
+def by_thread(rows: Iterable[Mapping[str, Any]]) -> dict[str, Letter]:
+    """Read the rows of `UNRESOLVED`."""
+    return {row["thread_id"]: letter_of(row) for row in rows}
 
 
 def letter_of(row: Mapping[str, Any]) -> Letter:

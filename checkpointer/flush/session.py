@@ -12,12 +12,14 @@ from __future__ import annotations
 import contextlib
 import select
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from operator import methodcaller
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
 from psycopg.pq import TransactionStatus
+from psycopg.rows import DictRow, dict_row
 
 from checkpointer.buffer.clients import FAILURES, is_astray, pipelined, run_pipeline
 from checkpointer.buffer.commands import DirtyBlob, DirtyCheckpoint, DirtyRecord, Drained, Undecodable, decode_record
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from psycopg import Connection
-    from psycopg.rows import DictRow
 
     from checkpointer.buffer.clients import RedisSide
     from checkpointer.buffer.commands import Commands, ScriptCall
@@ -51,8 +52,13 @@ if TYPE_CHECKING:
     from checkpointer.store.threads import Buried
     from checkpointer.tiers import Tier
 
-_THREADS_AT_ONCE = 100
-_DRAINED_AT_ONCE = 20
+_THREADS_AT_ONCE = 300
+# So many threads are drained in one round trip: the first ones, and at most later, when it is known how much they have.
+_FIRST_DRAINED = 20
+_DRAINED_AT_ONCE = 100
+# What each of them may give at least, however many there are.
+_LEAST_RECORDS = 500
+_LEAST_BYTES = 256 * 1024
 # A worker that stands still inside a transaction loses its locks after this. All that a transaction waits for beside
 # Postgres is Redis, for at most one time-out for each round trip of the drain.
 _IDLE_SECONDS = 10.0
@@ -67,17 +73,17 @@ CLOSE_AFTER = 60.0
 
 # READ COMMITTED is forced: each statement must see what was committed before it, the lock's last holder included.
 _BEGIN = """
-SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+BEGIN ISOLATION LEVEL READ COMMITTED;
 SET LOCAL synchronous_commit = on;
 SET LOCAL idle_in_transaction_session_timeout = '{idle_ms}ms';
 SET LOCAL lock_timeout = '{lock_ms}ms';
 SELECT set_config('transaction_timeout', '{transaction}s', true)
-WHERE current_setting('server_version_num')::int >= 170000
+WHERE current_setting('server_version_num')::int >= 170000;
 """
 
 _LOCK = """
 SELECT partition, sequence FROM checkpoint_buffer_partitions
-WHERE prefix = %s AND partition = ANY(%s) ORDER BY partition FOR UPDATE
+WHERE prefix = %s AND partition = ANY(%s::int[]) ORDER BY partition FOR UPDATE
 """
 
 _EXISTING = """
@@ -108,6 +114,22 @@ ON CONFLICT (prefix, partition) DO NOTHING
 
 Planned = tuple[DirtyRecord | Undecodable | None, bool]
 """A drained record, or None if it belongs to a deleted life, and whether it may be older than what Postgres has."""
+
+
+class Locked(NamedTuple):
+    """A transaction that holds partitions.
+
+    Attributes:
+        cur: A cursor in it.
+        partitions: The partitions, with the highest sequence number that was flushed.
+        found: The rows of the statements that ran behind the lock.
+        highest: What the partitions' sequence numbers are raised to with the commit.
+    """
+
+    cur: psycopg.Cursor[DictRow]
+    partitions: dict[int, int]
+    found: list[list[DictRow]]
+    highest: dict[int, int]
 
 
 class LockedElsewhereError(Exception):
@@ -434,16 +456,17 @@ class Session:
 
     @contextlib.contextmanager
     def locked(
-        self, thread_ids: Iterable[str], wait: float | None
-    ) -> Iterator[tuple[psycopg.Cursor[DictRow], dict[int, int]]]:
+        self, thread_ids: Iterable[str], wait: float | None, *then: tuple[str, tuple[Any, ...]]
+    ) -> Iterator[Locked]:
         """Open a transaction that holds the partitions of these threads, in ascending order.
 
         Args:
             thread_ids: The threads.
             wait: Seconds to wait for a lock, or None to do without the partitions that others hold.
+            then: Statements, with their parameters, that run behind the lock in the same round trip.
 
         Yields:
-            A cursor in the transaction, and the partitions held, with the highest sequence number that was flushed.
+            The transaction.
 
         Raises:
             LockedElsewhereError: A lock was not given in time.
@@ -452,14 +475,24 @@ class Session:
         partitions = sorted({self.commands.layout.partition_of(thread) for thread in thread_ids})
         begun = time.monotonic()
         conn = self.connection()
-        with self._postgres_errors(), conn.transaction(), conn.cursor(binary=True) as cur:
-            # Several statements in one round trip: only the text protocol, unprepared, takes them.
-            begin = _BEGIN.format(
-                lock_ms=max(1, int((wait or 0) * 1000)), idle_ms=self._idle_ms, transaction=_TRANSACTION_SECONDS
-            )
-            conn.execute(begin.encode(), prepare=False)
-            cur.execute((_LOCK + ("SKIP LOCKED" if wait is None else "")).encode(), (self.options.prefix, partitions))
-            yield cur, {row["partition"]: row["sequence"] for row in cur.fetchall()}
+        begin = _BEGIN.format(
+            lock_ms=max(1, int((wait or 0) * 1000)), idle_ms=self._idle_ms, transaction=_TRANSACTION_SECONDS
+        )
+        lock = _LOCK + ("SKIP LOCKED" if wait is None else "")
+        # Each statement of a script sees what was committed before it, as if it had been sent by itself.
+        behind = "".join(f";{text}" for text, _ in then)
+        params = (self.options.prefix, partitions, *(param for _, given in then for param in given))
+        with self._postgres_errors(), _rolled_back(conn), conn.cursor(binary=True) as cur:
+            _, locks, *found = _script(conn, begin + lock + behind, params)
+            held = Locked(cur, {row["partition"]: row["sequence"] for row in locks}, found, {})
+            yield held
+            highest = held.highest
+            if conn.info.transaction_status != TransactionStatus.INTRANS:
+                raise psycopg.errors.InFailedSqlTransaction("a statement failed, and nobody minded")
+            if highest:
+                _script(conn, f"{_ADVANCE};COMMIT", (list(highest), list(highest.values()), self.options.prefix))
+            else:
+                conn.commit()
         self._postgres_tier.succeeded(begun)
 
     def flush(
@@ -523,10 +556,16 @@ class Session:
         written: list[Batch] = []
         begun = time.monotonic()
         try:
-            with self.locked(chunk, wait) as (cur, held):
+            prefix = self.options.prefix
+            standing = (
+                (poison.UNRESOLVED, (prefix, chunk)),
+                (threads.STATE_OF, (chunk, prefix, prefix)),
+            )
+            with self.locked(chunk, wait, *standing) as (cur, held, (letters, states), highest):
                 mine = [thread for thread in chunk if partition_of(thread) in held]
                 progress.locked.update(set(chunk) - set(mine))
-                pinned = poison.unresolved(cur, self.options.prefix, mine)
+                letter_of = poison.by_thread(letters)
+                pinned = {thread: letter_of[thread] for thread in mine if thread in letter_of}
                 tried = {
                     thread: pinned.pop(thread) for thread in mine if thread in pinned and pinned[thread].id in replays
                 }
@@ -536,7 +575,7 @@ class Session:
                     for thread in tried.keys() & drained.keys()
                     if self._restore(thread, drained[thread], tried[thread], cur)
                 }
-                plan, buried, found_late, behind = self._sort(drained, held, cur, restored)
+                plan, buried, found_late, behind = self._sort(drained, held, cur, restored, states)
 
                 def build(parts: Sequence[poison.Part]) -> Batch:
                     batch = Batch()
@@ -556,12 +595,10 @@ class Session:
                     self.pipeline([self.commands.drop(thread, 0) for thread in caught_up])
                     cur.execute(threads.REPLAYED, (self.options.prefix, caught_up) * 2)
                 progress.behind = (progress.behind | set(behind)) - set(caught_up)
-                highest: dict[int, int] = {}
                 for thread, found in drained.items():
-                    partition = partition_of(thread)
-                    highest[partition] = max(highest.get(partition, 0), found.upto)
-                if any(highest.values()):
-                    cur.execute(_ADVANCE, (list(highest), list(highest.values()), self.options.prefix))
+                    if found.upto:
+                        partition = partition_of(thread)
+                        highest[partition] = max(highest.get(partition, 0), found.upto)
         except LockedElsewhereError as exc:
             progress.locked.update(chunk)
             if isinstance(exc, LockLostError):
@@ -620,18 +657,28 @@ class Session:
         """Read the threads' records until the batch is full."""
         records = max(1, self.options.batch_records // self._share_of_batch)
         size = max(1, self.options.batch_bytes // self._share_of_batch)
-        for start in range(0, len(thread_ids), _DRAINED_AT_ONCE):
-            some = thread_ids[start : start + _DRAINED_AT_ONCE]
-            calls = [self.commands.drain(thread, records, size) for thread in some]
-            for thread, reply in zip(some, self.pipeline(calls), strict=True):
+        waiting = deque(thread_ids)
+        count = _FIRST_DRAINED
+        while waiting and records > 0 and size > 0:
+            some = [waiting.popleft() for _ in range(min(count, len(waiting)))]
+            # All of them together fill the batch at most, or a small one each.
+            most = min(records, max(records // len(some), _LEAST_RECORDS))
+            largest = min(size, max(size // len(some), _LEAST_BYTES))
+            replies = self.pipeline([self.commands.drain(thread, most, largest) for thread in some])
+            for thread, reply in zip(some, replies, strict=True):
                 found = drained[thread] = self.commands.read_drain(reply)
                 records -= len(found.records)
                 size -= sum(len(payload) for _, payload in found.raw)
-            if records <= 0 or size <= 0:
-                break
+            each = sum(len(found.records) for found in drained.values()) / len(drained)
+            count = max(1, min(_DRAINED_AT_ONCE, int(records / max(each, 1.0))))
 
     def _sort(
-        self, drained: dict[str, Drained], held: dict[int, int], cur: psycopg.Cursor[DictRow], restored: set[str]
+        self,
+        drained: dict[str, Drained],
+        held: dict[int, int],
+        cur: psycopg.Cursor[DictRow],
+        restored: set[str],
+        states: Sequence[DictRow],
     ) -> tuple[dict[str, list[Planned]], dict[str, Buried], dict[str, list[str]], list[str]]:
         """Tell what of the drained records is to be written.
 
@@ -642,13 +689,13 @@ class Session:
         """
         buried: dict[str, Buried] = {}
         replayed: list[str] = []
-        if drained:
-            prefix = self.options.prefix
-            for row in cur.execute(threads.STATE_OF, (list(drained), prefix, prefix)).fetchall():
-                if row["buried"] is not None:
-                    buried[row["thread_id"]] = threads.Buried(row["buried"], row["last_id"], frozenset(row["late"]))
-                if row["replay"]:
-                    replayed.append(row["thread_id"])
+        for row in states:
+            if row["thread_id"] not in drained:
+                continue
+            if row["buried"] is not None:
+                buried[row["thread_id"]] = threads.Buried(row["buried"], row["last_id"], frozenset(row["late"]))
+            if row["replay"]:
+                replayed.append(row["thread_id"])
         all_late: dict[str, list[str]] = {}
         plan: dict[str, list[Planned]] = {}
         for thread, found in drained.items():
@@ -738,7 +785,7 @@ class Session:
             LockedElsewhereError: Another worker held the partition for too long.
         """
         prefix = self.options.prefix
-        with self.locked([thread_id], wait) as (cur, _):
+        with self.locked([thread_id], wait) as (cur, *_):
             for row in cur.execute(threads.STATE_OF, ([thread_id], prefix, prefix)).fetchall():
                 if row["buried"] is None:
                     continue
@@ -824,6 +871,34 @@ class Session:
             max((value.decode() for name, value in found.items() if name.startswith(b"h\0")), default="")
             for found in facts
         ]
+
+
+def _script(conn: Connection[DictRow], text: str, params: Sequence[Any]) -> list[list[DictRow]]:
+    """Run statements in one round trip; returns the rows of those that have any.
+
+    Only the simple protocol takes several, so the parameters are put into the text, and nothing is prepared.
+    """
+    rows = []
+    with psycopg.ClientCursor(conn, row_factory=dict_row) as cur:
+        cur.execute(text.encode(), params)
+        while True:
+            if cur.description is not None:
+                rows.append(cur.fetchall())
+            if not cur.nextset():
+                return rows
+
+
+@contextlib.contextmanager
+def _rolled_back(conn: Connection[Any]) -> Iterator[None]:
+    """Leave no transaction open behind an error."""
+    try:
+        yield
+    except BaseException:
+        if conn.info.transaction_status == TransactionStatus.ACTIVE:
+            conn.close()  # it was interrupted in the middle of a statement
+        with contextlib.suppress(psycopg.Error):
+            conn.rollback()
+        raise
 
 
 def _was_ended(conn: Connection[Any]) -> bool:
