@@ -473,9 +473,9 @@ end
 call('ZREMRANGEBYSCORE', ORDER, '-inf', ARGV[2])
 if bytes > 0 then call('HINCRBY', STATE, 'bytes', -bytes) end
 call('HSET', FACTS, 'acked', ARGV[2])
-call('PEXPIRE', CLEAN, ARGV[3])
 local left = call('ZCARD', ORDER)
 if left > 0 then
+  call('PEXPIRE', CLEAN, ARGV[3])
   -- What is left came after the drain, unless the drain was cut short (then the time given is 0).
   if ARGV[5] ~= '0' then call('ZADD', THREADS, 'XX', ARGV[5], ARGV[1]) end
   unpin(ARGV[1])

@@ -668,7 +668,7 @@ class Session:
             for thread, reply in zip(some, replies, strict=True):
                 found = drained[thread] = self.commands.read_drain(reply)
                 records -= len(found.records)
-                size -= sum(len(payload) for _, payload in found.raw)
+                size -= sum([len(payload) for _, payload in found.raw])
             each = sum(len(found.records) for found in drained.values()) / len(drained)
             count = max(1, min(_DRAINED_AT_ONCE, int(records / max(each, 1.0))))
 

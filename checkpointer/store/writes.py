@@ -174,20 +174,25 @@ def _packed(rows: Sequence[tuple[Any, ...]], *, is_json: bool) -> Iterator[bytes
     parts = [_COPY_HEAD]
     add = parts.append
     size = 0
+    thread_id = ns = beginning = None
     for row in rows:
-        add(head)
-        for value in row:
-            if value is None:
-                add(_NULL)
-            elif isinstance(value, str):
+        # In primary-key order, most rows begin as the one before does.
+        if row[0] != thread_id or row[1] != ns or beginning is None:
+            thread_id, ns, *_ = row
+            beginning = b"".join((head, *(_length(len(text)) + text for text in (thread_id.encode(), ns.encode()))))
+        add(beginning)
+        for value in row[2:]:
+            if type(value) is str:
                 text = value.encode()
                 add(_length(len(text)))
                 add(text)
-            elif isinstance(value, bytes):
+            elif type(value) is bytes:
                 add(_length(len(value) + extra))
                 add(before)
                 add(value)
                 size += len(value)
+            elif value is None:
+                add(_NULL)
             else:
                 add(_integer(4, value))
         if size >= _PIECE_BYTES:
