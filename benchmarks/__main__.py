@@ -1,0 +1,84 @@
+"""The command line: `python -m benchmarks --help`."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import sys
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from benchmarks import plots, report, scale, servers
+from benchmarks.lab import Lab
+from benchmarks.loads import LOADS
+from benchmarks.measure import Measures
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def main(
+    output: Annotated[Path, typer.Option(help="Where results.json, results.md and the pictures go.")] = Path(
+        "benchmark-results"
+    ),
+    postgres_uri: Annotated[
+        str | None, typer.Option(envvar="BENCH_POSTGRES_URI", help="A Postgres in which databases may be made.")
+    ] = None,
+    redis_url: Annotated[str | None, typer.Option(envvar="BENCH_REDIS_URL", help="A Redis or Valkey.")] = None,
+    search_url: Annotated[
+        str | None, typer.Option(envvar="BENCH_SEARCH_URL", help="A Redis with JSON and Search, for RedisSaver.")
+    ] = None,
+    only: Annotated[str, typer.Option(help=f"Some loads, with commas: {', '.join(LOADS)}.")] = "",
+    quick: Annotated[bool, typer.Option(help="A smoke run: every load, a little of each.")] = False,
+    full: Annotated[bool, typer.Option(help="A long run: more of everything.")] = False,
+    remake: Annotated[
+        Path | None, typer.Option("--report", help="Make table and pictures anew from this results.json.")
+    ] = None,
+) -> None:
+    """Measure LangGraph checkpoint savers against each other; servers that are not given are started."""
+    console = Console(stderr=True)
+    output.mkdir(parents=True, exist_ok=True)
+    if remake is not None:
+        facts, measures, notes = report.read(remake)
+    else:
+        names = [name.strip() for name in only.split(",") if name.strip()] or list(LOADS)
+        if unknown := set(names) - set(LOADS):
+            raise typer.BadParameter(f"unknown: {', '.join(sorted(unknown))}", param_hint="--only")
+        if quick and full:
+            raise typer.BadParameter("--quick or --full, not both", param_hint="--full")
+        size = scale.QUICK if quick else scale.FULL if full else scale.DEFAULT
+        with servers.serve(postgres_uri, redis_url, search_url) as found:
+            facts = {"date": f"{datetime.now(UTC):%Y-%m-%d}", **servers.describe(found)}
+            facts["command"] = " ".join(["python -m benchmarks", *sys.argv[1:]])
+            begun = time.monotonic()
+            lab = Lab(found, size, lambda text: console.log(text))
+            # What is imported by now stays: the collections between turns need not look at it.
+            gc.freeze()
+            asyncio.run(_run(lab, names))
+        facts["minutes"] = f"{(time.monotonic() - begun) / 60:.1f}"
+        facts["scale"] = ", ".join(f"{name} {value}" for name, value in asdict(size).items())
+        measures, notes = lab.results.measures(), lab.results.notes
+    rows = report.write(output, facts, measures, notes)
+    plots.draw(output, Measures(measures))
+    report.show(Console(), rows)
+    for note in notes:
+        console.print(f"[dim]{note}[/dim]")
+    console.print(f"{sum(row.met for row in rows)} of {len(rows)} targets met; see {output}/results.md")
+
+
+async def _run(lab: Lab, names: list[str]) -> None:
+    for name, load in LOADS.items():
+        if name in names:
+            await load(lab)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.ERROR)
+    app()
