@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import sys
 import time
@@ -59,8 +58,6 @@ def main(
             facts["command"] = " ".join(["python -m benchmarks", *sys.argv[1:]])
             begun = time.monotonic()
             lab = Lab(found, size, lambda text: console.log(text))
-            # What is imported by now stays: the collections between turns need not look at it.
-            gc.freeze()
             asyncio.run(_run(lab, names))
         facts["minutes"] = f"{(time.monotonic() - begun) / 60:.1f}"
         facts["scale"] = ", ".join(f"{name} {value}" for name, value in asdict(size).items())

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import redis
 from langgraph.checkpoint.postgres import PostgresSaver
 
-from benchmarks.contenders import CONTENDERS, Contender, Mode
+from benchmarks.contenders import CONTENDERS, LOCK_FREE, MEMORY, OURS, POOLED, STOCK, Contender, Mode
 from benchmarks.measure import Results
 from checkpointer import BufferedPostgresSaver
 from checkpointer.flush import run_end
@@ -124,7 +124,17 @@ class Lab:
                     self._leave_out(contender, load, exc)
                     continue
                 opened.append(Lane(contender, Face(saver, mode)))
+            # What there is by now stays: the collections between turns need not look at it.
+            gc.collect()
+            gc.freeze()
             yield opened
+            gc.unfreeze()
+
+    def usual(self) -> list[str]:
+        """Return who takes part in a load that is not about a few of them."""
+        if self.scale.is_smoke:
+            return [OURS, STOCK, POOLED, LOCK_FREE, MEMORY]
+        return [key for key, found in CONTENDERS.items() if not found.is_slow]
 
     @contextlib.contextmanager
     def stock(self, place: Place) -> Iterator[Face]:

@@ -10,7 +10,6 @@ import time
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-import redis
 from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from psycopg import sql
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import psycopg
+    import redis
 
 _SCRIPT = """
 redis.call('HSET', KEYS[1], unpack(ARGV))
@@ -45,6 +45,7 @@ class BareRedis:
         self._client = client
         self._prefix = f"{{{prefix}.bare}}"
         self._sha = client.script_load(_SCRIPT)
+        self._made: list[str] = []
         serde, state = JsonPlusSerializer(), messages(size)
         checkpoint = {**empty_checkpoint(), "channel_versions": {"messages": "1" * 50}}
         metadata = {"source": "loop", "step": 1, "parents": {}}
@@ -60,6 +61,7 @@ class BareRedis:
 
     def _arguments(self, operation: str) -> tuple[Any, ...]:
         keys = (f"{self._prefix}{uuid4()}", f"{self._prefix}sequence", f"{self._prefix}dirty")
+        self._made.append(keys[0])
         return self._sha, len(keys), *keys, *self._fields[operation]
 
     def call(self, operation: str) -> float:
@@ -68,6 +70,11 @@ class BareRedis:
         begin = time.perf_counter()
         self._client.evalsha(*arguments)
         return time.perf_counter() - begin
+
+    def clear(self) -> None:
+        """Remove what was stored."""
+        self._client.unlink(*self._made)
+        self._made.clear()
 
     def pipelined(self, count: int, at_once: int) -> float:
         """Make the calls of so many puts and put_writes, many in a pipeline; returns the puts per second."""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
     from benchmarks.measure import Measures
@@ -143,10 +144,10 @@ def _lines(
 
 
 def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
-    shown = {}
+    shown: dict[str, Artist] = {}
     for one in axes:
         for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
-            shown.setdefault(label, handle)
+            shown.setdefault(str(label), handle)
     figure.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
 
 

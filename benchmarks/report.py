@@ -165,7 +165,8 @@ def _cell(measures: Measures, load: str, key: str, at: float, base: str | None) 
     found = measures.find(load, key, at)
     if found is None:
         return _NOTHING
-    text = number(found.median) if found.count == 1 else f"{number(found.median)} / {number(found.p99)}"
+    is_spread = found.count > 1 and not found.unit.endswith("/s")  # the 99th percentile of a rate is its best case
+    text = f"{number(found.median)} / {number(found.p99)}" if is_spread else number(found.median)
     relative = targets.ratio_of(found.median, measures.median(load, base, at)) if base else None
     return text if relative is None else f"{text} ({relative:.2f}{_TIMES})"
 

@@ -23,7 +23,8 @@ class Scale:
         sizes: Sizes of states, in bytes.
         large_rounds: Turns at sizes of 100 KB and more.
         concurrency: Numbers of concurrent threads.
-        burst: Checkpoints of one burst, at least one for each thread.
+        burst: Checkpoints of one burst, if that leaves each thread as many as it has to have.
+        burst_steps: Checkpoints that each thread makes at least.
         burst_rounds: Bursts of each contender.
         sustained_seconds: How long a sustained load is watched.
         sustained_rounds: How often.
@@ -39,6 +40,7 @@ class Scale:
         network_rounds: Turns at each of them.
         memory_threads: Threads whose memory is measured.
         events: Events emitted.
+        is_smoke: Whether most loads are left to those that targets are about.
     """
 
     rounds: int = 20
@@ -47,6 +49,7 @@ class Scale:
     large_rounds: int = 3
     concurrency: tuple[int, ...] = (1, 10, 50, 200, 1000)
     burst: int = 1_000
+    burst_steps: int = 4
     burst_rounds: int = 3
     sustained_seconds: float = 10.0
     sustained_rounds: int = 1
@@ -62,6 +65,7 @@ class Scale:
     network_rounds: int = 10
     memory_threads: int = 500
     events: int = 2_000
+    is_smoke: bool = False
 
 
 DEFAULT = Scale()
@@ -83,25 +87,27 @@ FULL = Scale(
 )
 
 QUICK = Scale(
-    rounds=2,
+    rounds=1,
     steps=3,
     sizes=(STATE, 100 * KB),
     large_rounds=1,
     concurrency=(10, 50),
-    burst=100,
+    burst=50,
+    burst_steps=1,
     burst_rounds=1,
-    sustained_seconds=0.5,
-    graphs=4,
+    sustained_seconds=0.3,
+    graphs=2,
     graph_rounds=1,
-    backlog=200,
+    backlog=100,
     backlog_rounds=1,
     histories=(10, 500),
-    history_rounds=2,
+    history_rounds=1,
     channel_bytes=(STATE, 100 * KB),
-    channel_rounds=2,
+    channel_rounds=1,
     latencies=(0.0, 2.0),
     network_rounds=1,
-    memory_threads=20,
-    events=200,
+    memory_threads=10,
+    events=20,
+    is_smoke=True,
 )
 """Shows that everything works; its numbers mean nothing."""

@@ -52,6 +52,10 @@ class Run:
         self.here: Any = {"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}
         self.config: Any = self.here
 
+    async def start(self) -> None:
+        """Read the thread, as each run of a graph does before its first put."""
+        await self.face.get_tuple(self.here)
+
     def next_checkpoint(self) -> tuple[Checkpoint, Any, Any]:
         """Return what `put` takes beside the config."""
         self.step += 1

@@ -155,10 +155,10 @@ def _memory(found: Measures) -> Iterator[Row]:
         "Redis memory per hot thread",
         "at most",
         1,
-        "1.5 × the head's bytes + 2 KB",
+        "1.5 times the head's bytes + 2 KB",
         hot,
         allowed,
-        _bytes,  # noqa: RUF001
+        _bytes,
     )
     left = found.median("memory, left", OURS)
     yield judge("keys of threads after flush and time to live", "at most", 0, "keys", f"{left} keys", left)

@@ -1,8 +1,8 @@
-"""How fast what waits in the buffer gets to Postgres: only `flush()` is measured, of checkpoints with a blob, a row
-and a write each.
+"""How fast what waits in the buffer gets to Postgres.
 
-Beside it: what the stock saver needs for the same `put` and `put_writes`, one after the other; and a bare COPY of the
-same rows, already encoded, into empty tables with the same indexes.
+Only `flush()` is measured, of checkpoints with a blob, a row and a write each. Beside it: what the stock saver needs
+for the same `put` and `put_writes`, one after the other; and a bare COPY of the same rows, already encoded, into empty
+tables with the same indexes.
 """
 
 from __future__ import annotations
@@ -39,16 +39,17 @@ async def run(lab: Lab) -> None:
         ours("quiet", triggers=frozenset(), high_water_bytes=_PLENTY, high_water_age=86_400.0),
     )
     with lab.servers.place() as place:
-        async with lab.lanes("flush", place, [], "async", quiet=quiet) as found:
-            async with lab.lanes("flush", place, [STOCK], "sync") as stock:
-                await lab.take_turns("flush", [*found, *stock], lab.scale.backlog_rounds, partial(_turn, lab, place))
+        async with (
+            lab.lanes("flush", place, [], "async", quiet=quiet) as found,
+            lab.lanes("flush", place, [STOCK], "sync") as stock,
+        ):
+            await lab.take_turns("flush", [*found, *stock], lab.scale.backlog_rounds, partial(_turn, lab, place))
 
 
 async def _turn(lab: Lab, place: Place, lane: Lane) -> None:
     if not lane.is_ours:
-        runs = [
-            Run(lane.face, place.thread(), messages()) for _ in range(int(lab.scale.backlog * _SERIAL_SHARE) // STEPS)
-        ]
+        count = max(1, int(lab.scale.backlog * _SERIAL_SHARE) // STEPS)
+        runs = [Run(lane.face, place.thread(), messages()) for _ in range(count)]
         begin = time.perf_counter()
         for one in runs:
             await _fill(one)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.contenders import CONTENDERS
 from benchmarks.states import Run
 
 if TYPE_CHECKING:
@@ -22,11 +21,11 @@ _PIECE = 4_000
 
 async def run(lab: Lab) -> None:
     """Measure each size of the state."""
-    keys = [key for key, found in CONTENDERS.items() if not found.is_slow]
-    for size in lab.scale.channel_bytes:
-        lab.say(f"one small channel of a state of {size:,} bytes")
-        with lab.servers.place() as place:
-            async with lab.lanes("small channel", place, keys, "sync") as lanes:
+    keys = lab.usual()
+    with lab.servers.place() as place:
+        async with lab.lanes("small channel", place, keys, "sync") as lanes:
+            for size in lab.scale.channel_bytes:
+                lab.say(f"one small channel of a state of {size:,} bytes")
                 turn = partial(_turn, lab, place, size)
                 await lab.warm_up("small channel", lanes, turn)
                 await lab.take_turns("small channel", lanes, lab.scale.channel_rounds, turn)
@@ -40,6 +39,7 @@ def _channels(size: int) -> dict[str, Any]:
 
 async def _turn(lab: Lab, place: Place, size: int, lane: Lane) -> None:
     one = Run(lane.face, place.thread(), ["step"], _channels(size))
+    await one.start()
     await one.put_next()
     await lane.face.settle()
     for _ in range(lab.scale.steps):

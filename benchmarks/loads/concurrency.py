@@ -1,10 +1,11 @@
 """Many threads at a time, on one event loop: what a server process with many users does.
 
-*Burst*: each thread puts checkpoints with their writes as fast as it can, and what has to be flushed afterwards is not
-counted. It is measured twice: with states that were made before (`burst`), and with the caller making 20 messages and a
-checkpoint for each step (`burst, made`), as the code around a saver does. *Sustained*: the same for some seconds, and
-counted is what is both put and in Postgres. Ours is held back as soon as more than `WAITING` checkpoints wait to be
-flushed, so that its backlog does not grow: what then passes is the rate that can be kept up for ever.
+*Burst*: each thread begins as a run does, with a read, and then puts checkpoints with their writes as fast as it can;
+what has to be flushed afterwards is not counted. It is measured twice: with states that were made before (`burst`), and
+with the caller making 20 messages and a checkpoint for each step (`burst, made`), as the code around a saver does.
+*Sustained*: the same for some seconds, and counted is what is both put and in Postgres. Ours is held back as soon as
+more than `WAITING` checkpoints wait to be flushed, so that its backlog does not grow: what then passes is the rate that
+can be kept up for ever.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
-from benchmarks.contenders import CONTENDERS, LOCK_FREE, LUA_PIPELINED, OURS, POOLED, STOCK, UNVERIFIED
-from benchmarks.lab import Lab, Lane
+from benchmarks.contenders import LOCK_FREE, LUA_PIPELINED, OURS, POOLED, STOCK, UNVERIFIED
 from benchmarks.limits import BareRedis
 from benchmarks.scale import STATE
 from benchmarks.states import Run, messages
 
 if TYPE_CHECKING:
+    from benchmarks.lab import Lab, Lane
     from benchmarks.servers import Place
 
 THREADS = 50
@@ -31,22 +32,24 @@ THREADS = 50
 
 WAITING = 1_000
 UNIT = "checkpoints/s"
+_RUN = 20
 _WARM_UP_SHARE = 0.2
 _PAUSE = 0.002
 
 
 async def burst(lab: Lab) -> None:
     """Measure bursts at each number of threads."""
-    keys = [key for key, found in CONTENDERS.items() if not found.is_slow]
-    for threads in lab.scale.concurrency:
-        lab.say(f"bursts of {threads} concurrent threads")
-        steps = max(1, lab.scale.burst // threads)
-        with lab.servers.place() as place, redis.Redis.from_url(place.redis_url, protocol=2) as client:
-            async with lab.lanes("burst", place, keys, "async") as lanes:
-                bare = BareRedis(client, place.prefix, STATE)
+    keys = lab.usual()
+    with lab.servers.place() as place, redis.Redis.from_url(place.redis_url, protocol=2) as client:
+        async with lab.lanes("burst", place, keys, "async") as lanes:
+            bare = BareRedis(client, place.prefix, STATE)
+            for threads in lab.scale.concurrency:
+                lab.say(f"bursts of {threads:,} concurrent threads")
+                steps = max(lab.scale.burst_steps, lab.scale.burst // threads)
                 await lab.warm_up("burst", lanes, partial(_burst, lab, place, threads, 1, "burst"))
                 for number in range(lab.scale.burst_rounds):
                     rate = bare.pipelined(threads * steps, 50)
+                    bare.clear()
                     lab.results.note("burst", LUA_PIPELINED, rate, at=threads, unit=UNIT)
                     for load in ("burst", "burst, made") if threads == THREADS else ("burst",):
                         turn = partial(_burst, lab, place, threads, steps, load)
@@ -59,6 +62,7 @@ async def _burst(lab: Lab, place: Place, threads: int, steps: int, load: str, la
     prepared = [[] if made else [run.next_checkpoint() for _ in range(steps)] for run in runs]
 
     async def go(run: Run, checkpoints: list[Any]) -> None:
+        await run.start()
         for step in range(steps):
             if made:
                 run.state = messages()
@@ -98,8 +102,9 @@ async def _sustained(lab: Lab, place: Place, lane: Lane) -> None:
         state = messages()
         while not stop:
             run = Run(lane.face, place.thread(), state)
-            for _ in range(10):
-                while waiting() > WAITING and not stop:
+            await run.start()
+            for _ in range(_RUN):
+                while waiting() > WAITING and not stop:  # noqa: ASYNC110 - what is waited for sets no event
                     await asyncio.sleep(_PAUSE)
                 if stop:
                     return

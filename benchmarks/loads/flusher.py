@@ -41,7 +41,8 @@ async def run(lab: Lab) -> None:
 
 async def _busy(lab: Lab, place: Place, lane: Lane) -> None:
     # The saver that flushes only when told to: so a whole backlog is there when it begins.
-    runs = [Run(lane.face, place.thread(), messages()) for _ in range(int(lab.scale.backlog * _BACKLOG_SHARE) // STEPS)]
+    count = int(lab.scale.backlog * _BACKLOG_SHARE) // STEPS
+    runs = [Run(lane.face, place.thread(), messages()) for _ in range(count)]
     for start in range(0, len(runs), _AT_ONCE):
         await asyncio.gather(*(_fill(one) for one in runs[start : start + _AT_ONCE]))
     flush = asyncio.ensure_future(lane.face.saver.aflush())
@@ -60,6 +61,8 @@ async def _fill(run: Run) -> None:
 
 async def _puts(lab: Lab, place: Place, lane: Lane, state: str, count: int) -> None:
     one = Run(lane.face, place.thread(), messages())
+    await one.start()
+    await one.put_next()
     for _ in range(count):
         checkpoint = one.next_checkpoint()
         begin = time.perf_counter()

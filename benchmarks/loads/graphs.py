@@ -22,7 +22,6 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode, tools_condition
 from langgraph.types import Send
 
-from benchmarks.contenders import CONTENDERS
 from benchmarks.states import messages
 
 if TYPE_CHECKING:
@@ -142,16 +141,15 @@ SHAPES: dict[str, tuple[Callable[[Any], Any], Callable[[], Any]]] = {
 
 async def run(lab: Lab) -> None:
     """Measure each shape."""
-    keys = [key for key, found in CONTENDERS.items() if not found.is_slow]
-    for shape in SHAPES:
-        load = f"graph, {shape}"
-        lab.say(f"{load}: {lab.scale.graphs} at once")
-        with lab.servers.place() as place:
-            async with lab.lanes(load, place, keys, "async") as lanes:
+    keys = lab.usual()
+    with lab.servers.place() as place:
+        async with lab.lanes("graphs", place, keys, "async") as lanes:
+            for shape in SHAPES:
+                load = f"graph, {shape}"
+                lab.say(f"{load}: {lab.scale.graphs} at once")
                 await lab.warm_up(load, lanes, partial(_run, lab, place, shape, 2))
-                await lab.take_turns(
-                    load, lanes, lab.scale.graph_rounds, partial(_run, lab, place, shape, lab.scale.graphs)
-                )
+                turn = partial(_run, lab, place, shape, lab.scale.graphs)
+                await lab.take_turns(load, lanes, lab.scale.graph_rounds, turn)
 
 
 async def _run(lab: Lab, place: Place, shape: str, count: int, lane: Lane) -> None:

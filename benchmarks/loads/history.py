@@ -2,8 +2,8 @@
 
 The long histories are made by one statement for each table, which continues a thread of one checkpoint: so it takes
 seconds, and the rows look as the savers write them. Only savers on Postgres can be given a history in this way. Each
-checkpoint of it has a row, a small blob and a write. At each length there is a thread for each turn and contender, except
-for the longest, of which each contender has one.
+checkpoint of it has a row, a small blob and a write. At each length there is a thread for each turn and contender,
+except for the longest, of which each contender has one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from benchmarks.states import Run, messages
 
 if TYPE_CHECKING:
     from benchmarks.lab import Lab, Lane
-    from benchmarks.servers import Place
 
 LATEST = 10
 _LONG = 1_000

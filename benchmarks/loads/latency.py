@@ -1,7 +1,7 @@
 """Servers that are not on the same machine: each round trip to either of them lasts longer by the same time.
 
-Everything passes a process that delays it (`network.py`), at an added latency of 0 too, so that what remains between the
-points is the latency alone. `PING` shows what the latency really is.
+Everything passes a process that delays it (`network.py`), at an added latency of 0 too, so that what remains between
+the points is the latency alone. `PING` shows what the latency really is.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ def _ping(lab: Lab, url: str, added: float) -> None:
 
 async def _puts(lab: Lab, place: Place, added: float, lane: Lane) -> None:
     one = Run(lane.face, place.thread(), messages())
+    await one.start()
     await one.put_next()
     for _ in range(lab.scale.steps):
         checkpoint = one.next_checkpoint()

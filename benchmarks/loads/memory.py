@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 STEPS = 5
 _TTL = 3_600.0
-_SHORT_TTL = 2.0
+_SHORT_TTL = 1.0
 _PATIENCE = 20.0
 
 _HEADS = """
@@ -59,6 +59,7 @@ async def run(lab: Lab) -> None:
 async def _fill(place: Place, lane: Lane, count: int) -> list[str]:
     runs = [Run(lane.face, place.thread(), messages()) for _ in range(count)]
     for one in runs:
+        await one.start()
         for _ in range(STEPS):
             await one.put_next()
             await one.put_writes()
@@ -67,7 +68,8 @@ async def _fill(place: Place, lane: Lane, count: int) -> list[str]:
 
 async def _hot(lab: Lab, place: Place, lane: Lane) -> None:
     count = lab.scale.memory_threads
-    await _fill(place, lane, 2 * 32)  # scripts and partitions are there afterwards
+    # Scripts and partitions are there afterwards.
+    await _fill(place, lane, min(count, 64))
     await lane.face.settle()
     with redis.Redis.from_url(place.redis_url) as client:
         before = _used(client)
@@ -86,12 +88,15 @@ async def _hot(lab: Lab, place: Place, lane: Lane) -> None:
 
 
 async def _left(lab: Lab, place: Place, lane: Lane) -> None:
-    await _fill(place, lane, max(10, lab.scale.memory_threads // 10))
+    await _fill(place, lane, max(5, lab.scale.memory_threads // 10))
     await lane.face.settle()
     deadline = time.monotonic() + _SHORT_TTL + _PATIENCE
     with redis.Redis.from_url(place.redis_url) as client:
         await asyncio.sleep(_SHORT_TTL)
-        while (left := _keys_of_threads(client, place.prefix)) and time.monotonic() < deadline:
+        while True:
+            left = _keys_of_threads(client, place.prefix)
+            if not left or time.monotonic() > deadline:
+                break
             await asyncio.sleep(0.1)
     lab.results.note("memory, left", lane.key, left, unit="keys")
 

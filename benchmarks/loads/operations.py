@@ -28,27 +28,30 @@ _SLOW_STEPS = 1
 
 async def by_size(lab: Lab) -> None:
     """Measure synchronous calls at each size of the state."""
-    for size in lab.scale.sizes:
-        lab.say(f"operations at {size:,} bytes")
-        is_usual = size == STATE
-        keys = [key for key, found in CONTENDERS.items() if is_usual or not found.is_slow]
-        rounds = lab.scale.rounds if size < LARGE else lab.scale.large_rounds
-        with lab.servers.place() as place, redis.Redis.from_url(place.redis_url, protocol=2) as client:
-            bare = BareRedis(client, place.prefix, size)
-            async with lab.lanes("operations", place, keys, "sync") as lanes:
+    with lab.servers.place() as place, redis.Redis.from_url(place.redis_url, protocol=2) as client:
+        async with lab.lanes("operations", place, CONTENDERS, "sync") as lanes:
+            for size in lab.scale.sizes:
+                lab.say(f"operations at {size:,} bytes")
+                some = [lane for lane in lanes if size == STATE or not lane.contender.is_slow]
+                bare = BareRedis(client, place.prefix, size)
                 turn = partial(_turn, lab, place, size, "")
-                await lab.warm_up("operations", lanes, turn)
-                for number in range(rounds):
+                await lab.warm_up("operations", some, turn)
+                for number in range(_rounds(lab, size)):
                     for _ in range(lab.scale.steps):
                         for operation in ("put_writes", "put"):
                             lab.results.note(operation, LUA, bare.call(operation) * 1e3, at=size)
-                    await lab.take_turns("operations", lanes, 1, turn, first=number)
+                    await lab.take_turns("operations", some, 1, turn, first=number)
+                    bare.clear()
+
+
+def _rounds(lab: Lab, size: int) -> int:
+    return lab.scale.rounds if size < LARGE else lab.scale.large_rounds
 
 
 async def asynchronous(lab: Lab) -> None:
     """Measure asynchronous calls, one at a time, at the usual size."""
     lab.say("asynchronous operations")
-    keys = [key for key, found in CONTENDERS.items() if not found.is_slow]
+    keys = lab.usual()
     with lab.servers.place() as place:
         async with lab.lanes("async", place, keys, "async") as lanes:
             turn = partial(_turn, lab, place, STATE, "a")
@@ -58,12 +61,13 @@ async def asynchronous(lab: Lab) -> None:
 
 async def _turn(lab: Lab, place: Place, size: int, prefix: str, lane: Lane) -> None:
     run = Run(lane.face, place.thread(), messages(size))
-    await run.put_next()
     with root_run(run.thread_id, uuid4()):
+        await run.start()
+        await run.put_next()
         for _ in range(_SLOW_STEPS if lane.contender.is_slow else lab.scale.steps):
             checkpoint = run.next_checkpoint()
             await lab.timed(f"{prefix}put_writes", lane.key, run.put_writes, size)
-            await lab.timed(f"{prefix}put", lane.key, lambda checkpoint=checkpoint: run.put(*checkpoint), size)
+            await lab.timed(f"{prefix}put", lane.key, partial(run.put, *checkpoint), size)
             await lab.timed(f"{prefix}get_tuple", lane.key, run.get_tuple, size)
     if size >= LARGE:  # or memory would fill with it
         await lane.face.settle()
@@ -73,15 +77,13 @@ async def _turn(lab: Lab, place: Place, size: int, prefix: str, lane: Lane) -> N
 async def cold(lab: Lab) -> None:
     """Measure the first read of threads that only Postgres has."""
     keys = (OURS, UNVERIFIED, STOCK, POOLED, LOCK_FREE)
-    for size in lab.scale.sizes:
-        lab.say(f"cold reads at {size:,} bytes")
-        rounds = lab.scale.rounds if size < LARGE else lab.scale.large_rounds
-        with lab.servers.place() as place:
-            async with lab.lanes("cold", place, keys, "sync") as lanes:
-                with lab.stock(place) as stock:
-                    turn = partial(_cold_turn, lab, place, size, stock)
-                    await lab.warm_up("cold", lanes, turn)
-                    await lab.take_turns("cold", lanes, rounds, turn)
+    with lab.servers.place() as place, lab.stock(place) as stock:
+        async with lab.lanes("cold", place, keys, "sync") as lanes:
+            for size in lab.scale.sizes:
+                lab.say(f"cold reads at {size:,} bytes")
+                turn = partial(_cold_turn, lab, place, size, stock)
+                await lab.warm_up("cold", lanes, turn)
+                await lab.take_turns("cold", lanes, _rounds(lab, size), turn)
 
 
 async def _cold_turn(lab: Lab, place: Place, size: int, writer: Face, lane: Lane) -> None:

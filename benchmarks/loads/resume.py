@@ -54,7 +54,7 @@ async def _written(place: Place, face: Face) -> Run:
 
 async def _resume(lab: Lab, place: Place, contender: Contender, key: str, written: Run) -> None:
     begin = time.perf_counter()
-    # What the opener does at a first start as well, making tables, is part of a start that is worth its name.
+    # Looking for the tables, as programs do at each start, is a part of it.
     async with contender.open(place, "sync") as saver:
         resumed: Any = Run(Face(saver, "sync"), written.thread_id, written.state)
         found = await resumed.get_tuple()

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from benchmarks.network import Network
     from benchmarks.servers import Place
 
-_TIMES = 20
-_WARM_UP = 10
+_TIMES = 10
+_WARM_UP = 5
 
 
 async def run(lab: Lab) -> None:
