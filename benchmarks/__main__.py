@@ -73,7 +73,11 @@ def main(
 async def _run(lab: Lab, names: list[str]) -> None:
     for name, load in LOADS.items():
         if name in names:
-            await load(lab)
+            try:
+                await load(lab)
+            except Exception as exc:  # noqa: BLE001 - what was measured so far is worth a report
+                lab.say(f"the load {name} has failed: {exc!r}")
+                lab.results.remark(f"the load {name} could not be done: {type(exc).__name__}: {exc}")
 
 
 if __name__ == "__main__":

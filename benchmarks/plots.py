@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from benchmarks.contenders import (
     CONTENDERS,
@@ -100,7 +100,7 @@ def _bars(
     axes.set_xlabel(unit)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
     low, high = axes.get_xlim()
     axes.set_xlim(low, high * 2.2)
 
@@ -135,7 +135,9 @@ def _lines(
         axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xticks(points, [point(at) for at in points])
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_xlabel(label)
@@ -169,10 +171,11 @@ def graphs(measures: Measures) -> Figure | None:
     loads = [load for load in ("10 nodes", "fan-out", "wide state", "tool agent") if measures.points(f"graph, {load}")]
     if not loads:
         return None
-    at = measures.points(f"graph, {loads[0]}")[-1]
-    figure, all_axes = _figure(len(loads), 12, 4, f"{at:,.0f} graphs at once by ainvoke: time until all have ended")
+    figure, all_axes = _figure(len(loads), 12, 4, "Graphs run at once by ainvoke: time until all have ended")
     for number_, (axes, load) in enumerate(zip(all_axes, loads, strict=True)):
-        _bars(axes, measures, f"graph, {load}", at, load, "seconds (logarithmic)", names=number_ == 0, scale=1e3)
+        at = measures.points(f"graph, {load}")[-1]
+        title = f"{load}, {at:,.0f} at once"
+        _bars(axes, measures, f"graph, {load}", at, title, "seconds (logarithmic)", names=number_ == 0, scale=1e3)
     return figure
 
 

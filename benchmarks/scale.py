@@ -28,7 +28,8 @@ class Scale:
         burst_rounds: Bursts of each contender.
         sustained_seconds: How long a sustained load is watched.
         sustained_rounds: How often.
-        graphs: Concurrent runs of a graph.
+        graphs: Concurrent runs of the graph of ten nodes.
+        other_graphs: Concurrent runs of each of the others.
         graph_rounds: How often they are made.
         backlog: Checkpoints that wait when a flush is measured.
         backlog_rounds: How often.
@@ -46,14 +47,15 @@ class Scale:
     rounds: int = 20
     steps: int = 5
     sizes: tuple[int, ...] = (KB, STATE, 100 * KB, MB, 10 * MB)
-    large_rounds: int = 3
+    large_rounds: int = 2
     concurrency: tuple[int, ...] = (1, 10, 50, 200, 1000)
-    burst: int = 1_000
-    burst_steps: int = 4
+    burst: int = 600
+    burst_steps: int = 2
     burst_rounds: int = 3
     sustained_seconds: float = 10.0
     sustained_rounds: int = 1
     graphs: int = 100
+    other_graphs: int = 25
     graph_rounds: int = 3
     backlog: int = 10_000
     backlog_rounds: int = 3
@@ -74,6 +76,7 @@ FULL = Scale(
     rounds=100,
     large_rounds=10,
     burst=3_000,
+    burst_steps=5,
     burst_rounds=7,
     sustained_seconds=20.0,
     sustained_rounds=3,
@@ -91,12 +94,13 @@ QUICK = Scale(
     steps=3,
     sizes=(STATE, 100 * KB),
     large_rounds=1,
-    concurrency=(10, 50),
+    concurrency=(50,),
     burst=50,
     burst_steps=1,
     burst_rounds=1,
     sustained_seconds=0.3,
-    graphs=2,
+    graphs=1,
+    other_graphs=1,
     graph_rounds=1,
     backlog=100,
     backlog_rounds=1,

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from benchmarks.lab import Lab, Lane
     from benchmarks.servers import Place
 
+CHAIN = "10 nodes"
 NODES = 10
 BRANCHES = 20
 CHANNELS = 100
@@ -132,7 +133,7 @@ def _all_channels() -> Any:
 
 
 SHAPES: dict[str, tuple[Callable[[Any], Any], Callable[[], Any]]] = {
-    "10 nodes": (chain, _talk),
+    CHAIN: (chain, _talk),
     "fan-out": (fan_out, _talk),
     "wide state": (wide, _all_channels),
     "tool agent": (agent, _talk),
@@ -146,9 +147,10 @@ async def run(lab: Lab) -> None:
         async with lab.lanes("graphs", place, keys, "async") as lanes:
             for shape in SHAPES:
                 load = f"graph, {shape}"
-                lab.say(f"{load}: {lab.scale.graphs} at once")
-                await lab.warm_up(load, lanes, partial(_run, lab, place, shape, 2))
-                turn = partial(_run, lab, place, shape, lab.scale.graphs)
+                count = lab.scale.graphs if shape == CHAIN else lab.scale.other_graphs
+                lab.say(f"{load}: {count} at once")
+                await lab.warm_up(load, lanes, partial(_run, lab, place, shape, 1))
+                turn = partial(_run, lab, place, shape, count)
                 await lab.take_turns(load, lanes, lab.scale.graph_rounds, turn)
 
 
@@ -159,4 +161,4 @@ async def _run(lab: Lab, place: Place, shape: str, count: int, lane: Lane) -> No
     gc.collect()
     begin = time.perf_counter()
     await asyncio.gather(*(graph.ainvoke(given, config) for given, config in inputs))
-    lab.results.note(f"graph, {shape}", lane.key, (time.perf_counter() - begin) * 1e3, at=lab.scale.graphs)
+    lab.results.note(f"graph, {shape}", lane.key, (time.perf_counter() - begin) * 1e3, at=count)

@@ -1,0 +1,225 @@
+"""The benchmark program runs, says what it measured, and judges it by its targets; no timing is asserted."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+import pytest
+
+from benchmarks import measure, report, targets
+from benchmarks.contenders import CONTENDERS, LOCK_FREE, LUA, MEMORY, OURS, POOLED, STOCK
+from benchmarks.loads import LOADS
+from benchmarks.measure import Measure, Measures, Results
+from benchmarks.network import network
+from benchmarks.plots import PICTURES
+from benchmarks.scale import STATE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from conftest import Addresses
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--output", str(folder), *arguments],
+        cwd=ROOT,
+        env=os.environ | {"CHECKPOINTER_SPOOL_DIR": str(folder / "spool")},
+        capture_output=True,
+        text=True,
+        timeout=170,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def results(servers: Addresses, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("benchmarks")
+    run(folder, "--quick", "--postgres-uri", servers.postgres_uri, "--redis-url", servers.redis_url)
+    yield folder, json.loads((folder / "results.json").read_text())
+
+
+def test_every_load_is_measured_and_no_saver_fails_at_one(results: tuple[Path, dict[str, Any]]) -> None:
+    _, found = results
+    measured = {one["load"] for one in found["measures"]}
+    assert {load for section in report.SECTIONS for load in section.loads} == measured
+    assert not [note for note in found["notes"] if "could not do" in note]
+    for one in found["measures"]:
+        assert set(one) == {"load", "contender", "at", "unit", "median", "p99", "count"}
+        assert one["count"] >= 1
+        assert one["p99"] >= one["median"]
+    assert {"machine", "python", "packages", "postgres", "redis", "load average before"} <= set(found["facts"])
+
+
+def test_everyone_who_is_installed_takes_part(results: tuple[Path, dict[str, Any]]) -> None:
+    _, found = results
+    taking_part = {one["contender"] for one in found["measures"] if one["load"] == "put"}
+    left_out = "\n".join(found["notes"])
+    assert {key for key, one in CONTENDERS.items() if f"{one.name} is left out" not in left_out} | {LUA} == taking_part
+
+
+def test_every_target_has_a_measured_value(results: tuple[Path, dict[str, Any]]) -> None:
+    _, found = results
+    assert len(found["targets"]) == len(targets.rows(Measures([])))
+    assert [row["name"] for row in found["targets"] if row["ratio"] is None] == []
+
+
+def test_table_and_pictures_are_written_and_can_be_made_anew(
+    results: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, found = results
+    run(tmp_path, "--report", str(folder / "results.json"))
+    for made in (folder, tmp_path):
+        table = (made / "results.md").read_text()
+        assert all(row["name"] in table for row in found["targets"])
+        assert sorted(path.stem for path in made.glob("*.svg")) == sorted(PICTURES)
+        for path in made.glob("*.svg"):
+            assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+    assert (folder / "results.md").read_text() == (tmp_path / "results.md").read_text()
+
+
+def test_nothing_stays_on_the_servers_after_a_load(servers: Addresses, tmp_path: Path) -> None:
+    import psycopg
+    import redis
+
+    run(
+        tmp_path, "--quick", "--only", "trips", "--postgres-uri", servers.postgres_uri, "--redis-url", servers.redis_url
+    )
+    with psycopg.connect(servers.postgres_uri) as conn, redis.Redis.from_url(servers.redis_url) as client:
+        assert not conn.execute("SELECT datname FROM pg_database WHERE datname LIKE 'bench%'").fetchall()
+        assert not list(client.scan_iter("*bench*", count=10_000))
+
+
+def test_the_network_counts_round_trips_and_delays_them(redis_url: str) -> None:
+    import time
+    from urllib.parse import urlsplit
+
+    import redis
+
+    at = urlsplit(redis_url)
+    assert at.hostname
+    with network((at.hostname, at.port or 6379)) as line, redis.Redis(port=line.ports[0]) as client:
+        client.ping()
+        (before,) = line.turns()
+        for _ in range(5):
+            client.ping()
+        assert line.turns() == [before + 5]
+        line.delay(0.05)
+        begin = time.monotonic()
+        client.ping()
+        assert time.monotonic() - begin >= 0.05
+
+
+# -- numbers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "share", "expected"),
+    [
+        (range(1, 101), 0.99, 99),
+        (range(1, 101), 1.0, 100),
+        (range(1, 1001), 0.99, 990),
+        ([5.0, 1.0, 3.0], 0.99, 5.0),
+        ([5.0, 1.0, 3.0], 0.5, 3.0),
+        ([7.0], 0.99, 7.0),
+    ],
+)
+def test_a_percentile_is_the_value_of_the_nearest_rank(values: Any, share: float, expected: float) -> None:
+    assert measure.percentile(list(values), share) == expected
+
+
+def test_a_warm_up_does_not_count() -> None:
+    results = Results()
+    with results.warm_up():
+        results.note("put", OURS, 100.0)
+    results.note("put", OURS, 1.0)
+    results.note("put", OURS, 3.0)
+    assert results.measures() == [Measure("put", OURS, 0, "ms", 2.0, 3.0, 2)]
+
+
+def test_one_load_has_one_unit() -> None:
+    results = Results()
+    results.note("put", OURS, 1.0)
+    with pytest.raises(ValueError, match="measured in ms"):
+        results.note("put", STOCK, 1.0, unit="s")
+
+
+def test_measures_survive_json() -> None:
+    measures = [Measure("burst", OURS, 50, "checkpoints/s", 1.5, 2.5, 3)]
+    assert measure.from_json(json.loads(json.dumps(measure.as_json(measures)))) == measures
+
+
+@pytest.mark.parametrize(
+    ("wanted", "limit", "ratio", "met"),
+    [
+        ("at most", 1.3, 1.3, True),
+        ("at most", 1.3, 1.31, False),
+        ("at least", 10.0, 10.0, True),
+        ("at least", 10.0, 9.99, False),
+        ("at most", 0.0, 0.0, True),
+        ("at most", 1.3, None, False),
+        ("at least", 10.0, None, False),
+    ],
+)
+def test_a_target_is_met_up_to_its_limit_and_not_without_a_measure(
+    wanted: targets.Wanted, limit: float, ratio: float | None, met: bool
+) -> None:
+    assert targets.judge("name", wanted, limit, "of", "measured", ratio).met is met
+
+
+def test_nothing_is_divided_by_nothing() -> None:
+    assert targets.ratio_of(1.0, 4.0) == 0.25
+    assert targets.ratio_of(0.0, 4.0) == 0.0
+    assert targets.ratio_of(None, 4.0) is None
+    assert targets.ratio_of(1.0, None) is None
+    assert targets.ratio_of(1.0, 0.0) is None
+
+
+def rows(*measures: tuple[str, str, float, float]) -> dict[tuple[str, str], targets.Row]:
+    found = Measures(Measure(load, key, at, "", median, median, 1) for load, key, at, median in measures)
+    return {(row.name, row.of): row for row in targets.rows(found)}
+
+
+def test_times_are_compared_with_bare_calls_and_with_stock() -> None:
+    found = rows(("put", OURS, STATE, 0.24), ("put", LUA, STATE, 0.2), ("put", STOCK, STATE, 0.5))
+    assert found["put", "one bare Lua call with the same bytes"].ratio == pytest.approx(1.2)
+    assert found["put", "one bare Lua call with the same bytes"].met
+    assert found["put", "stock on one connection"].ratio == pytest.approx(0.48)
+    assert not found["put", "stock on one connection"].met
+
+
+def test_rates_are_compared_with_stock_with_the_lock_free_stock_and_with_the_ceiling() -> None:
+    name = "50 concurrent threads, burst, states made before"
+    found = rows(
+        *(("burst", key, 50, rate) for key, rate in ((OURS, 6.0), (POOLED, 0.5), (LOCK_FREE, 1.5), (MEMORY, 9.0)))
+    )
+    assert found[name, "stock on a pool"].met
+    assert not found[name, "stock without its lock"].met
+    assert found[name, "InMemorySaver"].ratio == pytest.approx(6 / 9)
+
+
+def test_graphs_are_compared_with_the_faster_of_the_two_ways_to_use_stock() -> None:
+    found = rows(*(("graph, 10 nodes", key, 100, time) for key, time in ((OURS, 1.0), (STOCK, 3.0), (POOLED, 9.0))))
+    row = found["100 concurrent 10-node graphs", "the faster of stock's two"]
+    assert row.ratio == pytest.approx(1 / 3)
+    assert not row.met
+
+
+def test_a_put_behind_a_network_is_compared_by_what_the_network_adds() -> None:
+    found = rows(
+        ("network, put", OURS, 0, 0.5),
+        ("network, put", OURS, 2, 2.7),
+        ("network, put", "ping", 0, 0.1),
+        ("network, put", "ping", 2, 2.3),
+    )
+    assert found["2 ms of latency: what a put takes longer", "what a ping does"].ratio == pytest.approx(1.0)
