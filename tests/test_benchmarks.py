@@ -14,7 +14,6 @@ import pytest
 
 from benchmarks import measure, report, targets
 from benchmarks.contenders import CONTENDERS, LOCK_FREE, LUA, MEMORY, OURS, POOLED, STOCK
-from benchmarks.loads import LOADS
 from benchmarks.measure import Measure, Measures, Results
 from benchmarks.network import network
 from benchmarks.plots import PICTURES
@@ -46,7 +45,7 @@ def run(folder: Path, *arguments: str) -> str:
 def results(servers: Addresses, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("benchmarks")
     run(folder, "--quick", "--postgres-uri", servers.postgres_uri, "--redis-url", servers.redis_url)
-    yield folder, json.loads((folder / "results.json").read_text())
+    return folder, json.loads((folder / "results.json").read_text())
 
 
 def test_every_load_is_measured_and_no_saver_fails_at_one(results: tuple[Path, dict[str, Any]]) -> None:
