@@ -59,6 +59,8 @@ _LENGTH = struct.Struct(">I")
 EMPTY = "empty"
 """The blob type of a channel that has a version but no value, as LangGraph's tables have it."""
 
+_SCALARS = (str, int, float, bool)
+
 # A B-tree entry of Postgres holds at most 2,704 bytes (a third of a page), and every id is part of a key.
 _KEY_LIMIT = 2_600
 
@@ -99,8 +101,7 @@ class CheckpointRow(NamedTuple):
     refs: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(NamedTuple):
     """Where a call's records belong."""
 
     thread_id: str
@@ -223,13 +224,16 @@ class Codec:
         address = address_of(config, need_ns=True)
         changes: list[Change] = []
         versions = checkpoint["channel_versions"]
+        texts = {
+            checked_text(channel, "a channel's name"): version_text(version) for channel, version in versions.items()
+        }
         inline: dict[str, Any] = {}
         values: dict[str, Any] = {}
         for channel, value in checkpoint["channel_values"].items():
             if isinstance(value, _DeltaSnapshot):
                 inline[channel] = True
                 values[channel] = value
-            elif value is not None and not isinstance(value, str | int | float | bool):
+            elif value is not None and not isinstance(value, _SCALARS):
                 values[channel] = value
             elif is_inlinable(value) or channel not in versions:
                 inline[channel] = value
@@ -246,19 +250,15 @@ class Codec:
             for channel, version in new_versions.items()
             if channel in values
         ]
-        by_ref = {
-            f"{channel}\0{version_text(versions[channel])}": value
-            for channel, value in values.items()
-            if channel in versions
-        }
+        by_ref = {f"{channel}\0{texts[channel]}": value for channel, value in values.items() if channel in texts}
         checkpoint_id = checked_text(checkpoint["id"], "checkpoint['id']")
         text, found = dump_json({**checkpoint, "channel_values": inline}, "checkpoint", self._non_finite)
         changes += found
         merged = get_serializable_checkpoint_metadata(config, metadata)
         metadata_text, found = dump_json(merged, "metadata", self._non_finite)
         changes += found
-        for channel in versions:
-            _check_key(address, checked_text(channel, "a channel's name"), version_text(versions[channel]))
+        for channel, version in texts.items():
+            _check_key(address, channel, version)
         parent = get_checkpoint_id(config) or None
         _check_key(address, checkpoint_id)
         row = CheckpointRow(
@@ -377,7 +377,7 @@ def checked_text(value: Any, what: str) -> str:
 
 
 def _check_key(address: Address, *ids: str) -> None:
-    parts = (address.thread_id, address.checkpoint_ns, *ids)
+    parts = (*address, *ids)
     if sum(map(len, parts)) * 4 > _KEY_LIMIT:  # a character takes at most four bytes
         size = sum(len(part.encode()) for part in parts)
         if size > _KEY_LIMIT:

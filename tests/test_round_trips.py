@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import pytest
 from langgraph.checkpoint.base.id import uuid6
@@ -184,3 +185,24 @@ def test_a_flush_of_one_thread_costs_a_handful_of_round_trips_whatever_its_size(
     many = wired.cost(lambda: saver.flush("t"))
     assert few[0] == many[0] == 2, "one to read, one to acknowledge"
     assert many[1] <= few[1] <= 12
+
+
+def test_a_batch_of_many_threads_costs_no_more_statements_than_one_of_a_single_thread(wired: Wired) -> None:
+    saver = wired.saver
+
+    def cost_of(threads: int, steps: int) -> tuple[int, int]:
+        for _ in range(threads):
+            config: Any = {"configurable": {"thread_id": str(uuid4()), "checkpoint_ns": ""}}
+            for step in range(steps):
+                found, metadata, new = checkpoint(step)
+                config = saver.put(config, found, metadata, new)
+                saver.put_writes(config, [("messages", ["x"])], "task")
+        return wired.cost(saver.flush)
+
+    for steps in (1, 2) * 5:
+        cost_of(1, steps)  # prepares the statements
+    single = cost_of(1, 2)
+    assert single == (3, 7)  # to look for what is dirty, to read it, to forget it
+    assert cost_of(20, 1) == single
+    # Beyond 20 threads one more read; beyond 100 rows COPY, a turn more for each of the three tables.
+    assert cost_of(50, 4) == cost_of(50, 10) == (4, 10)
