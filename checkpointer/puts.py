@@ -389,9 +389,11 @@ class Puts:
 
     def _is_late(self, about: _About, origin: tuple[str, str] | None) -> Generator[Step, Any, bool]:
         address = about.address
-        if origin is not None:
+        # What is there already is put again, whatever it is said to continue.
+        own = (address.checkpoint_ns, about.checkpoint_id) if about.operation == "put" else None
+        for ns, checkpoint_id in filter(None, (origin, own)):
             try:
-                if (yield reads.exists(Address(address.thread_id, origin[0]), origin[1]))[0]["found"]:
+                if (yield reads.exists(Address(address.thread_id, ns), checkpoint_id))[0]["found"]:
                     return False
             except StoreUnavailableError:
                 return False  # the flush looks again

@@ -84,9 +84,10 @@ end
 # - with 'late' if it continues a deleted life of the thread.
 # The caller's arguments: `open`, a token under which the thread was opened now, or ''; `expected`, the thread's last
 # sequence number as far as the caller knows; `floor`, the partition's; `origin`, the field of the checkpoint that
-# is continued, or ''; `own`, the id to note as refused too, or ''; `force`, 1 if the caller knows it is not late.
+# is continued, or ''; `own` and `field`, the id to note as refused too and its field, or '' (one that is there already
+# is put again); `force`, 1 if the caller knows it is not late.
 _CHECK = """
-local function refused(facts, open, expected, origin, own, force)
+local function refused(facts, open, expected, origin, own, field, force)
   local marker, last, deleted = facts[1], facts[2], facts[3]
   if open == '' then
     if not marker then return {'closed'} end
@@ -96,7 +97,7 @@ local function refused(facts, open, expected, origin, own, force)
   end
   last = tonumber(last or 0)
   if last < tonumber(expected) then return {'lost', last} end
-  if deleted and origin ~= '' and force == '0' then
+  if deleted and origin ~= '' and force == '0' and not (own ~= '' and held(field)) then
     local id = string.sub(origin, string.find(origin, NUL, 3, true) + 1)
     if (not_older(deleted, id) and not held(origin)) or call('HEXISTS', FACTS, 'x' .. NUL .. id) == 1 then
       if own ~= '' then call('HSET', FACTS, 'x' .. NUL .. own, '1') end
@@ -167,11 +168,11 @@ local thread, ns, id, ttl, known, blobs, payload =
   ARGV[1], ARGV[7], ARGV[8], ARGV[9], ARGV[10], tonumber(ARGV[11]), ARGV[12]
 local hfield = 'h' .. NUL .. ns
 local facts = call('HMGET', FACTS, 'open', 'last', 'deleted', hfield)
-local refusal = refused(facts, ARGV[2], ARGV[3], ARGV[5], id, ARGV[6])
-if refusal then return refusal end
 local cprefix = 'c' .. NUL .. ns .. NUL
 local bprefix = 'b' .. NUL .. ns .. NUL
 local cfield = cprefix .. id
+local refusal = refused(facts, ARGV[2], ARGV[3], ARGV[5], id, cfield, ARGV[6])
+if refusal then return refusal end
 local names, brought = {cfield}, {}
 for i = 13, 12 + 2 * blobs, 2 do
   names[#names + 1] = bprefix .. ARGV[i]
@@ -281,7 +282,7 @@ WRITES = Script(
     + _CHECK
     + """
 local facts = call('HMGET', FACTS, 'open', 'last', 'deleted')
-local refusal = refused(facts, ARGV[2], ARGV[3], ARGV[5], '', ARGV[6])
+local refusal = refused(facts, ARGV[2], ARGV[3], ARGV[5], '', '', ARGV[6])
 if refusal then return refusal end
 local overwrite = ARGV[7] == '1'
 local n = (#ARGV - 7) / 2

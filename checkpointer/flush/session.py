@@ -790,8 +790,8 @@ class Session:
                 if row["buried"] is None:
                     continue
                 buried = threads.Buried(row["buried"], row["last_id"], frozenset(row["late"]))
-                existing = _existing(cur, thread_id, [origin[1]]) if origin else set()
-                if tombstones.is_late(origin, buried, existing, buried.late):
+                existing = _existing(cur, thread_id, [one[1] for one in (origin, name) if one])
+                if name not in existing and tombstones.is_late(origin, buried, existing, buried.late):
                     if name is not None:
                         cur.execute(threads.NOTE_LATE, ([name[1]], prefix, thread_id))
                     return True

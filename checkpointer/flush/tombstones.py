@@ -5,7 +5,7 @@ Not here: deleting (`barriers.py`) and the tombstone's row (`store/threads.py`).
 Records from before the deletion are known by their sequence number. A run that was going on may still put: such a
 put is *late*, and so is what continues it. It is told from a new life of the thread's id by the checkpoint that it
 continues, its *origin*: one that is gone, and not later than the latest of the deleted life. A put that continues
-nothing begins a new life.
+nothing begins a new life, and one of a checkpoint that is there already is not late, whatever it continues.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ def names_of(records: Sequence[DirtyRecord]) -> set[Name]:
     names = set()
     for record in records:
         if isinstance(record, DirtyCheckpoint):
+            names.add((record.checkpoint_ns, record.row.checkpoint_id))
             if origin := _origin(record):
                 names.add(origin)
         elif not isinstance(record, DirtyBlob):
@@ -69,7 +70,7 @@ def sort_out(
         if not isinstance(record, DirtyCheckpoint):
             continue
         ns, row = record.checkpoint_ns, record.row
-        if is_late(_origin(record), buried, known, late):
+        if (ns, row.checkpoint_id) not in known and is_late(_origin(record), buried, known, late):
             keep[i] = False
             late.add(row.checkpoint_id)
             found.append(row.checkpoint_id)

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from helpers import wait_until
 from langgraph.graph import END, START, StateGraph
-from savers import NOTHING, State, config, graph, make_checkpoint, put, put_chain, stock_steps
+from savers import NOTHING, State, config, graph, make_checkpoint, put, put_chain, stock_steps, stock_tuples
 
 if TYPE_CHECKING:
     from checkpointer.embedded import Servers
@@ -126,4 +126,28 @@ def test_forks_from_any_checkpoint_of_the_new_life_are_taken(open_saver: Any, ow
     put(saver, "t", 7, root)
     assert saver.flush()
     assert wait_until(lambda: stock_steps(own_servers.postgres_uri)) == [7, 3, 2, 1, 0]
+    assert not saver.named("put.late")
+
+
+@pytest.mark.parametrize("where", ["in the buffer", "in both", "in Postgres", "in Postgres, without Redis"])
+def test_a_checkpoint_of_the_new_life_that_is_put_again_is_not_late_whatever_it_continues(
+    open_saver: Any, own_servers: Servers, where: str
+) -> None:
+    saver = open_saver(triggers=NOTHING)
+    dead = put_chain(saver, "t", range(2))
+    saver.delete_thread("t")
+    checkpoint, metadata, new = make_checkpoint(5)
+    saver.put(config(), checkpoint, metadata, new)
+    if where != "in the buffer":
+        assert saver.flush()
+    if where == "in Postgres":
+        saver._core.redis.client().delete(saver._core.commands.layout.thread("t").clean)
+    elif where == "in Postgres, without Redis":
+        own_servers.valkey.kill()
+    saver.put(dead, checkpoint, {**metadata, "revision": 2}, new)
+    if where != "in Postgres, without Redis":
+        assert saver.flush()
+    (stored,) = stock_tuples(own_servers.postgres_uri)
+    assert stored.metadata["revision"] == 2
+    assert stored.parent_config is None, "the first put of it has said what it continues"
     assert not saver.named("put.late")

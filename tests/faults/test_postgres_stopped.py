@@ -21,6 +21,7 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from checkpointer import BufferedPostgresSaver, StoreUnavailableError, embedded
 from checkpointer.flush.session import Progress
+from checkpointer.store.reads import Query
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -311,7 +312,10 @@ def _waiting(uri: str) -> bool:
 
 def test_a_statement_that_is_answered_in_time_or_bit_by_bit_is_not_cut(make: Any) -> None:
     saver = make(query_timeout=2.0)
-    fetch = saver._core.postgres.fetch
+
+    def fetch(sql: str) -> list[Any]:
+        return saver._core.postgres.fetch(Query(sql))
+
     assert len(fetch("SELECT pg_sleep(0.5)")) == 1
     assert len(fetch("SELECT repeat('x', 20000), pg_sleep(0.6) FROM generate_series(1, 5)")) == 5
 

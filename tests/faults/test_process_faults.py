@@ -277,6 +277,7 @@ def test_a_loop_ends_although_the_pool_is_still_connecting(bench: Bench) -> None
 
     async def begin_to_connect() -> None:
         pool = await saver._core.postgres.apool()
+        await pool.wait()  # so that none is being made yet
         async with pool.connection():
             bench.postgres.request_delay = 5.0
             before = set(bench.postgres._links)
