@@ -50,11 +50,13 @@ class Run:
         self.version: Any = None
         self.versions: dict[str, Any] = {}
         self.here: Any = {"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}
+        # LangGraph gives this to a saver inside of a run.
+        self.of_a_run: Any = {"configurable": {**self.here["configurable"], "__pregel_runtime": None}}
         self.config: Any = self.here
 
     async def start(self) -> None:
         """Read the thread, as each run of a graph does before its first put."""
-        await self.face.get_tuple(self.here)
+        await self.face.get_tuple(self.of_a_run)
 
     def next_checkpoint(self) -> tuple[Checkpoint, Any, Any]:
         """Return what `put` takes beside the config."""

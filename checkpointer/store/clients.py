@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import psycopg
 from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from checkpointer.store.reads import Query
     from checkpointer.tiers import Tier
+
+T = TypeVar("T")
 
 SyncPool = ConnectionPool[Connection[DictRow]]
 AsyncPool = AsyncConnectionPool[AsyncConnection[DictRow]]
@@ -122,6 +124,7 @@ class PostgresSide:
         self._schema = schema
         # Pools of which a connection was seen to work in the schema.
         self._short = ShortStatements()
+        self._turns: weakref.WeakKeyDictionary[SyncPool | AsyncPool, Any] = weakref.WeakKeyDictionary()
         self._verified: weakref.WeakSet[SyncPool | AsyncPool] = weakref.WeakSet()
         self._timeout = timeout
         self._size = pool_size
@@ -299,12 +302,19 @@ class PostgresSide:
             await pool.open(wait=False)
         return pool
 
-    def fetch(
-        self,
-        query: Query,
-        *,
-        meanwhile: Callable[[], None] | None = None,
-    ) -> list[DictRow]:
+    def _turns_of(self, pool: SyncPool | AsyncPool, make: Callable[[int], T]) -> T:
+        """Return what lets as many callers at a pool as it has connections.
+
+        Others queue for as long as it takes: that many want something at a time is no outage, which a pool that has no
+        connection to give in time is taken for.
+        """
+        turns: T | None = self._turns.get(pool)
+        if turns is None:
+            with self._lock:
+                turns = self._turns.setdefault(pool, make(pool.max_size))
+        return turns
+
+    def fetch(self, query: Query, *, meanwhile: Callable[[], None] | None = None) -> list[DictRow]:
         """Run a read; a connection that broke while it lay in the pool is replaced.
 
         Args:
@@ -316,9 +326,14 @@ class PostgresSide:
             NotSetUpError: The tables are missing.
             ConfigurationError: The pool's connections do not work in the schema.
         """
-        limit = self.work_limit if query.patient else self._limit
-        begun = self._tier.check()
+        self._tier.check()
         pool = self.pool()
+        with self._turns_of(pool, threading.BoundedSemaphore):
+            return self._fetch(pool, query, meanwhile)
+
+    def _fetch(self, pool: SyncPool, query: Query, meanwhile: Callable[[], None] | None) -> list[DictRow]:
+        limit = self.work_limit if query.patient else self._limit
+        begun = self._tier.check()  # once more, since there may have been others before
         for stale in range(pool.max_size, -1, -1):
             conn: Connection[DictRow] | None = None
             try:
@@ -347,9 +362,14 @@ class PostgresSide:
 
     async def afetch(self, query: Query) -> list[DictRow]:
         """Run a read on the running loop's pool; see `fetch`."""
-        limit = self.work_limit if query.patient else self._limit
-        begun = self._tier.check()
+        self._tier.check()
         pool = await self.apool()
+        async with self._turns_of(pool, asyncio.BoundedSemaphore):
+            return await self._afetch(pool, query)
+
+    async def _afetch(self, pool: AsyncPool, query: Query) -> list[DictRow]:
+        limit = self.work_limit if query.patient else self._limit
+        begun = self._tier.check()  # once more, since there may have been others before
         for stale in range(pool.max_size, -1, -1):
             conn: AsyncConnection[DictRow] | None = None
             try:
@@ -399,6 +419,7 @@ class PostgresSide:
         self._lock = threading.Lock()
         self._pool = self._given_pool
         self._by_loop = weakref.WeakKeyDictionary()
+        self._turns = weakref.WeakKeyDictionary()
 
 
 PID = "SELECT pg_backend_pid()"

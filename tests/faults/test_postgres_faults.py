@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -197,3 +199,24 @@ def test_where_serializable_is_the_default_concurrent_writers_lose_nothing(bench
     for saver in savers:
         bench.recovered(saver)
     bench.audit()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+def test_more_callers_than_a_slow_postgres_can_answer_in_time_are_no_outage(bench: Bench, asynchronous: bool) -> None:
+    saver = bench.saver(triggers=frozenset(), pool_size=2, postgres_timeout=0.5)
+    assert saver.get_tuple(config_of("t")) is None
+    bench.postgres.reply_delay = 0.1
+    many = 24  # the last of them waits for twice as long as a connection is waited for
+
+    async def read_all() -> list[Any]:
+        found = await asyncio.gather(*(saver.aget_tuple(config_of(f"t{n}")) for n in range(many)))
+        await saver._core._aclose_loop()
+        return found
+
+    if asynchronous:
+        assert asyncio.run(read_all()) == [None] * many
+    else:
+        with ThreadPoolExecutor(many) as threads:
+            assert list(threads.map(lambda n: saver.get_tuple(config_of(f"t{n}")), range(many))) == [None] * many
+    bench.postgres.reply_delay = 0.0
+    assert not saver.named("backend.down")
