@@ -136,6 +136,18 @@ async def test_everything_works_with_no_setting_at_all(make: Any, postgres_uri: 
     await saver.aclose()
 
 
+def test_a_large_batch_is_copied_through_the_pooler(make: Any, postgres_uri: str) -> None:
+    saver = make(triggers=frozenset())
+    saver.setup()
+    puts = steps("t")
+    for _ in range(150):
+        saver.put(*next(puts))
+    assert saver.flush()
+    with PostgresSaver.from_conn_string(postgres_uri) as stock:
+        assert len(list(stock.list(config("t")))) == 150
+    assert not saver.events
+
+
 def test_puts_go_around_through_the_pooler(pooled: str, postgres_uri: str) -> None:
     saver: Any = BufferedPostgresSaver.from_conn_string(
         pooled, redis_url="redis://127.0.0.1:1", hooks=(), triggers=frozenset()

@@ -203,6 +203,6 @@ def test_a_batch_of_many_threads_costs_no_more_statements_than_one_of_a_single_t
         cost_of(1, steps)  # prepares the statements
     single = cost_of(1, 2)
     assert single == (3, 7)  # to look for what is dirty, to read it, to forget it
-    assert cost_of(20, 1) == single
-    # Beyond 20 threads one more read; beyond 100 rows COPY, a turn more for each of the three tables.
+    assert cost_of(4, 1) == single
+    # Beyond four threads one more read; beyond 100 rows COPY, a turn more for each of the three tables.
     assert cost_of(50, 4) == cost_of(50, 10) == (4, 10)

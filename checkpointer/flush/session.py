@@ -54,7 +54,8 @@ if TYPE_CHECKING:
 
 _THREADS_AT_ONCE = 300
 # So many threads are drained in one round trip: the first ones, and at most later, when it is known how much they have.
-_FIRST_DRAINED = 20
+# Redis answers nobody else meanwhile, so the first ones are few.
+_FIRST_DRAINED = 4
 _DRAINED_AT_ONCE = 100
 # What each of them may give at least, however many there are.
 _LEAST_RECORDS = 500
