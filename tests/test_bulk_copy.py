@@ -195,7 +195,7 @@ def test_a_thread_that_is_flushed_whole_is_read_from_redis_with_its_cache_going_
     assert int(client.hget(keys.state, "bytes")) == 0
     assert saver.get_tuple(config()).pending_writes == [("task", "word", "ü")]  # type: ignore[union-attr]
     # The next one finds a cache that is there already, with the channel that has not changed.
-    put_chain(saver, "t", range(1, 2), last)
+    put_chain(saver, "t", range(1, 2), last, word=["x"])
     assert client.ttl(keys.dirty) == -1
     assert saver.flush()
     assert client.exists(keys.dirty, keys.order) == 0

@@ -619,7 +619,8 @@ class Session:
             progress.changes += batch.changes
         self._acknowledge(drained, held, buried, progress)
         # Not before the records that go have gone: the acknowledgement takes the mark away.
-        self.pipeline([self.commands.pin(thread) for thread in pinned])
+        if pinned:
+            self.pipeline([self.commands.pin(thread) for thread in pinned])
         self.totals.add(written, time.monotonic() - begun)
         finished = [thread for thread in chunk if thread not in drained]
         later = [thread for thread in mine if thread not in drained and thread not in pinned]
