@@ -6,108 +6,96 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+import psycopg
 import pytest
+import redis
+from typer.testing import CliRunner
 
 from benchmarks import measure, report, targets
+from benchmarks.__main__ import app
 from benchmarks.contenders import CONTENDERS, LOCK_FREE, LUA, MEMORY, OURS, POOLED, STOCK
 from benchmarks.measure import Measure, Measures, Results
 from benchmarks.network import network
 from benchmarks.plots import PICTURES
 from benchmarks.scale import STATE
+from benchmarks.servers import Servers, address_of_redis
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from conftest import Addresses
 
 ROOT = Path(__file__).parents[1]
 
 
-def run(folder: Path, *arguments: str) -> str:
+def test_the_smoke_run_measures_every_load_and_judges_every_target(servers: Addresses, tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    arguments = ["--quick", "--postgres-uri", servers.postgres_uri, "--redis-url", servers.redis_url]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--output", str(folder), *arguments],
         cwd=ROOT,
-        env=os.environ | {"CHECKPOINTER_SPOOL_DIR": str(folder / "spool")},
+        env=os.environ | {"CHECKPOINTER_SPOOL_DIR": str(tmp_path / "spool")},
         capture_output=True,
         text=True,
         timeout=170,
         check=False,
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    return done.stdout
 
-
-@pytest.fixture(scope="module")
-def results(servers: Addresses, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any]]]:
-    folder = tmp_path_factory.mktemp("benchmarks")
-    run(folder, "--quick", "--postgres-uri", servers.postgres_uri, "--redis-url", servers.redis_url)
-    return folder, json.loads((folder / "results.json").read_text())
-
-
-def test_every_load_is_measured_and_no_saver_fails_at_one(results: tuple[Path, dict[str, Any]]) -> None:
-    _, found = results
-    measured = {one["load"] for one in found["measures"]}
-    assert {load for section in report.SECTIONS for load in section.loads} == measured
-    assert not [note for note in found["notes"] if "could not do" in note]
+    found = json.loads((folder / "results.json").read_text())
+    assert {load for section in report.SECTIONS for load in section.loads} == {one["load"] for one in found["measures"]}
+    assert [note for note in found["notes"] if "could not" in note] == []
     for one in found["measures"]:
         assert set(one) == {"load", "contender", "at", "unit", "median", "p99", "count"}
         assert one["count"] >= 1
         assert one["p99"] >= one["median"]
     assert {"machine", "python", "packages", "postgres", "redis", "load average before"} <= set(found["facts"])
 
-
-def test_everyone_who_is_installed_takes_part(results: tuple[Path, dict[str, Any]]) -> None:
-    _, found = results
-    taking_part = {one["contender"] for one in found["measures"] if one["load"] == "put"}
     left_out = "\n".join(found["notes"])
-    assert {key for key, one in CONTENDERS.items() if f"{one.name} is left out" not in left_out} | {LUA} == taking_part
+    present = {key for key, one in CONTENDERS.items() if f"{one.name} is left out" not in left_out}
+    assert {one["contender"] for one in found["measures"] if one["load"] == "put"} == present | {LUA}
 
-
-def test_every_target_has_a_measured_value(results: tuple[Path, dict[str, Any]]) -> None:
-    _, found = results
     assert len(found["targets"]) == len(targets.rows(Measures([])))
     assert [row["name"] for row in found["targets"] if row["ratio"] is None] == []
 
-
-def test_table_and_pictures_are_written_and_can_be_made_anew(
-    results: tuple[Path, dict[str, Any]], tmp_path: Path
-) -> None:
-    folder, found = results
-    run(tmp_path, "--report", str(folder / "results.json"))
-    for made in (folder, tmp_path):
-        table = (made / "results.md").read_text()
-        assert all(row["name"] in table for row in found["targets"])
-        assert sorted(path.stem for path in made.glob("*.svg")) == sorted(PICTURES)
-        for path in made.glob("*.svg"):
-            assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
-    assert (folder / "results.md").read_text() == (tmp_path / "results.md").read_text()
+    table = (folder / "results.md").read_text()
+    assert all(row["name"] in table for row in found["targets"])
+    assert sorted(path.stem for path in folder.glob("*.svg")) == sorted(PICTURES)
+    for path in folder.glob("*.svg"):
+        assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
 
 
-def test_nothing_stays_on_the_servers_after_a_load(servers: Addresses, tmp_path: Path) -> None:
-    import psycopg
-    import redis
+def test_table_and_pictures_are_made_anew_from_a_file(tmp_path: Path) -> None:
+    first, again = tmp_path / "first", tmp_path / "again"
+    first.mkdir()
+    measures = [Measure("history, put", OURS, at, "ms", at / 100, at / 50, 9) for at in (10, 1_000)]
+    report.write(first, {"machine": "some"}, measures, ["somebody is left out"])
+    made = CliRunner().invoke(app, ["--report", str(first / "results.json"), "--output", str(again)])
+    assert made.exit_code == 0, made.output
+    for name in ("results.md", "results.json"):
+        assert (first / name).read_text() == (again / name).read_text()
+    assert [path.name for path in again.glob("*.svg")] == ["history.svg"]
+    assert "| BufferedPostgresSaver | 0.10 / 0.20 | 10.0 / 20.0 |" in (again / "results.md").read_text()
 
-    run(
-        tmp_path, "--quick", "--only", "trips", "--postgres-uri", servers.postgres_uri, "--redis-url", servers.redis_url
-    )
-    with psycopg.connect(servers.postgres_uri) as conn, redis.Redis.from_url(servers.redis_url) as client:
-        assert not conn.execute("SELECT datname FROM pg_database WHERE datname LIKE 'bench%'").fetchall()
-        assert not list(client.scan_iter("*bench*", count=10_000))
+
+def test_nothing_of_a_place_stays_on_the_servers(postgres_uri: str, redis_url: str) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        with Servers(postgres_uri, redis_url).place() as place:
+            client.set(f"peer:{place.thread()}", "x")
+            client.set(f"{place.prefix}.ours:x", "x")
+            with psycopg.connect(place.postgres_uri) as conn:
+                assert conn.info.dbname == place.prefix
+        assert list(client.scan_iter(f"*{place.prefix}*", count=10_000)) == []
+    with psycopg.connect(postgres_uri) as conn:
+        names = conn.execute("SELECT datname FROM pg_database").fetchall()
+    assert (place.prefix,) not in names
 
 
 def test_the_network_counts_round_trips_and_delays_them(redis_url: str) -> None:
-    import time
-    from urllib.parse import urlsplit
-
-    import redis
-
-    at = urlsplit(redis_url)
-    assert at.hostname
-    with network((at.hostname, at.port or 6379)) as line, redis.Redis(port=line.ports[0]) as client:
+    with network(address_of_redis(redis_url)) as line, redis.Redis(port=line.ports[0]) as client:
         client.ping()
         (before,) = line.turns()
         for _ in range(5):
