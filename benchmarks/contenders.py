@@ -285,7 +285,12 @@ LIMITS = {
 }
 """What is no saver: the least that a server needs for the same bytes."""
 
+EMPTY = "ours, Redis empty"
+"""Ours, for threads that only Postgres has."""
+
 
 def name_of(key: str) -> str:
     """Return the name for readers of a contender or a limit."""
-    return CONTENDERS[key].name if key in CONTENDERS else LIMITS.get(key, key)
+    if key == EMPTY:
+        return f"{CONTENDERS[OURS].name}, Redis empty"
+    return CONTENDERS[key].name if key in CONTENDERS else LIMITS[key]

@@ -40,6 +40,9 @@ _COLOURS = {
     OURS: "#0b6e4f",
     UNVERIFIED: "#5aae8c",
     "ours, no flusher": "#a3d5c0",
+    "ours, fsynced": "#7a9e2f",
+    "ours, replicated": "#93b84a",
+    "ours, flushed": "#b5cf86",
     STOCK: "#b3261e",
     POOLED: "#e0762f",
     LOCK_FREE: "#f0b429",
@@ -77,32 +80,48 @@ def _figure(columns: int, width: float, height: float, title: str) -> tuple[Figu
 
 
 def _bars(
-    axes: Axes, measures: Measures, load: str, at: float, title: str, unit: str, *, names: bool, scale: float = 1.0
+    axes: Axes,
+    measures: Measures,
+    load: str,
+    at: float,
+    keys: Sequence[str],
+    title: str,
+    unit: str,
+    *,
+    names: bool,
+    scale: float = 1.0,
+    least: float | None = None,
 ) -> None:
-    """Draw the medians of one load as bars, with thin lines up to the 99th percentile."""
-    keys = [key for key in (*CONTENDERS, LUA) if measures.find(load, key, at)]
-    for place, key in enumerate(reversed(keys)):
-        found = measures.find(load, key, at)
-        assert found
-        axes.barh(place, found.median / scale, color=_COLOURS.get(key, _OTHER))
-        if found.count > 2:
-            axes.plot([found.median / scale, found.p99 / scale], [place, place], color="#333333", linewidth=0.8)
-        axes.annotate(
-            number(found.median / scale),
-            (max(found.median, found.p99 if found.count > 2 else 0) / scale, place),
-            xytext=(3, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-        )
-    axes.set_yticks(range(len(keys)), [name_of(key) for key in reversed(keys)] if names else [""] * len(keys))
+    """Draw the medians of one load as bars, with thin lines up to the 99th percentile.
+
+    The axis is linear from 0, or with `least` logarithmic from there.
+    """
+    rows = list(reversed(keys))
+    found = [(place, key, one) for place, key in enumerate(rows) if (one := measures.find(load, key, at))]
+    for place, key, one in found:
+        median, p99 = one.median / scale, one.p99 / scale
+        axes.barh(place, median, color=_COLOURS.get(key, _OTHER))
+        axes.plot([median, p99], [place, place], color="#333333", linewidth=0.8)
+        axes.annotate(number(median), (p99, place), xytext=(3, 0), textcoords="offset points", va="center", fontsize=8)
+    axes.set_yticks(range(len(rows)), [name_of(key) for key in rows] if names else [""] * len(rows))
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.tick_params(axis="y", length=0)
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(unit)
-    axes.set_xscale("log")
+    most = max(one.p99 for _, _, one in found) / scale
+    if least is None:
+        axes.set_xlim(0, most * 1.2)
+    else:
+        axes.set_xscale("log")
+        axes.set_xlim(least, most * 4)
+        axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
-    low, high = axes.get_xlim()
-    axes.set_xlim(low, high * 2.2)
+
+
+def _measured(measures: Measures, loads: Sequence[str]) -> list[str]:
+    """Return who was measured at one of some loads, in the usual order."""
+    found = {key for load in loads for key in measures.contenders(load)}
+    return [key for key in (*CONTENDERS, LUA) if key in found]
 
 
 def _lines(
@@ -116,6 +135,7 @@ def _lines(
     title: str,
     *,
     log_x: bool = True,
+    log_y: bool = True,
 ) -> None:
     points = measures.points(load)
     for key in keys:
@@ -133,11 +153,14 @@ def _lines(
             )
     if log_x:
         axes.set_xscale("log")
-    axes.set_yscale("log")
+    if log_y:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
+    else:
+        axes.set_ylim(bottom=0)
     axes.set_xticks(points, [point(at) for at in points])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_xlabel(label)
@@ -150,7 +173,14 @@ def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
     for one in axes:
         for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
             shown.setdefault(str(label), handle)
-    figure.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    figure.legend(
+        list(shown.values()),
+        list(shown),
+        loc="outside lower center",
+        ncols=2 if len(axes) == 1 else 3,
+        fontsize=8,
+        frameon=False,
+    )
 
 
 def latency(measures: Measures) -> Figure | None:
@@ -161,8 +191,9 @@ def latency(measures: Measures) -> Figure | None:
     figure, all_axes = _figure(
         len(loads), 11, 4.6, "One call at a time, state of 20 messages (5 KB): median, line to p99"
     )
+    keys = _measured(measures, loads)
     for number_, (axes, load) in enumerate(zip(all_axes, loads, strict=True)):
-        _bars(axes, measures, load, STATE, load, "milliseconds (logarithmic)", names=number_ == 0)
+        _bars(axes, measures, load, STATE, keys, load, "milliseconds (logarithmic)", names=number_ == 0, least=0.01)
     return figure
 
 
@@ -172,10 +203,11 @@ def graphs(measures: Measures) -> Figure | None:
     if not loads:
         return None
     figure, all_axes = _figure(len(loads), 12, 4, "Graphs run at once by ainvoke: time until all have ended")
+    keys = _measured(measures, [f"graph, {load}" for load in loads])
     for number_, (axes, load) in enumerate(zip(all_axes, loads, strict=True)):
         at = measures.points(f"graph, {load}")[-1]
         title = f"{load}, {at:,.0f} at once"
-        _bars(axes, measures, f"graph, {load}", at, title, "seconds (logarithmic)", names=number_ == 0, scale=1e3)
+        _bars(axes, measures, f"graph, {load}", at, keys, title, "seconds", names=number_ == 0, scale=1e3)
     return figure
 
 
@@ -220,8 +252,8 @@ def history(measures: Measures) -> Figure | None:
             "checkpoints in the thread",
             "milliseconds",
             title,
+            log_y=False,
         )
-        axes.set_ylim(bottom=min(0.05, axes.get_ylim()[0]))
     _legend(figure, all_axes)
     return figure
 
@@ -243,6 +275,7 @@ def network(measures: Measures) -> Figure | None:
             "milliseconds",
             load,
             log_x=False,
+            log_y=False,
         )
     _legend(figure, all_axes)
     return figure

@@ -43,7 +43,7 @@ def size_text(value: float) -> str:
 
 
 def _count(what: str) -> Callable[[float], str]:
-    return lambda value: f"{value:,.0f} {what}"
+    return lambda value: f"{value:,.0f} {what if value != 1 else what[:-1]}"
 
 
 def _added(value: float) -> str:

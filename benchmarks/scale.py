@@ -49,7 +49,7 @@ class Scale:
     sizes: tuple[int, ...] = (KB, STATE, 100 * KB, MB, 10 * MB)
     large_rounds: int = 2
     concurrency: tuple[int, ...] = (1, 10, 50, 200, 1000)
-    burst: int = 600
+    burst: int = 1_000
     burst_steps: int = 2
     burst_rounds: int = 3
     sustained_seconds: float = 10.0

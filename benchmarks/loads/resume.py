@@ -10,7 +10,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.contenders import CONTENDERS, MEMORY, OURS
+from benchmarks.contenders import CONTENDERS, EMPTY, MEMORY, OURS
 from benchmarks.lab import Face
 from benchmarks.states import Run, messages
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from benchmarks.contenders import Contender
     from benchmarks.lab import Lab, Lane
     from benchmarks.servers import Place
-
-COLD = "ours, Redis empty"
 
 
 async def run(lab: Lab) -> None:
@@ -41,7 +39,7 @@ async def _turn(lab: Lab, place: Place, lane: Lane) -> None:
     if lane.key == OURS:
         with lab.stock(place) as stock:
             written = await _written(place, stock)
-        await _resume(lab, place, lane.contender, COLD, written)
+        await _resume(lab, place, lane.contender, EMPTY, written)
 
 
 async def _written(place: Place, face: Face) -> Run:
