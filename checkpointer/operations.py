@@ -473,9 +473,18 @@ class Operations:
         wanted = None if thread_id is None else [thread_id]
         wait = self._options.postgres_timeout
         try:
-            yield Job(lambda session: flush_first(session, self._flusher, wanted, wait))
+            if thread_id is None or not (yield from self._is_flushed(thread_id)):
+                yield Job(lambda session: flush_first(session, self._flusher, wanted, wait))
         except BufferUnavailableError as exc:
             yield from self._require_store_alone(thread_id, "", exc)
+
+    def _is_flushed(self, thread_id: str) -> Generator[Step, Any, bool]:
+        """Tell, at the cost of one call, whether a flush of a thread would find nothing to do."""
+        if self._ledger.debt(thread_id) is not None or self._ledger.is_passed(thread_id):
+            return False
+        floor = self._ledger.floor(self._commands.layout.partition_of(thread_id))
+        found = self._commands.read_drain((yield self._commands.drain(thread_id, 1, 1)))
+        return not found.waiting and found.sequence >= floor
 
     def list(
         self,

@@ -130,6 +130,15 @@ def test_a_cold_read_costs_one_round_trip_to_each(wired: Wired) -> None:
     assert wired.cost(lambda: saver.get_tuple(thread())) == (1, 1)
 
 
+def test_listing_a_thread_that_is_flushed_costs_one_round_trip_to_each(wired: Wired) -> None:
+    saver = wired.saver
+    first, metadata, _ = checkpoint(0)
+    saver.put(thread(), first, metadata, first["channel_versions"])
+    for _ in range(7):  # the first one flushes, and the statement is prepared in the end
+        assert len(list(saver.list(thread(), limit=10))) == 1
+    assert wired.cost(lambda: list(saver.list(thread(), limit=10))) == (1, 1)
+
+
 def test_the_first_put_on_a_cold_thread_sends_the_unchanged_channels_once(wired: Wired) -> None:
     saver = wired.saver
     first, metadata, _ = checkpoint(0)
