@@ -105,6 +105,7 @@ class Lab:
         self.results = Results()
         with redis.Redis.from_url(servers.redis_url) as client:
             facts: Any = client.info("replication")
+            self._can_wait_for_disk = bool(client.command_list(pattern="waitaof"))
         self._has_replica = bool(facts.get("connected_slaves"))
 
     @asynccontextmanager
@@ -146,6 +147,8 @@ class Lab:
     def _why_not(self, contender: Contender, place: Place) -> str | None:
         if contender.key == "ours, replicated" and not self._has_replica:
             return f"{contender.name} is left out: Redis has no replica"
+        if contender.key == "ours, fsynced" and not self._can_wait_for_disk:
+            return f"{contender.name} is left out: it needs Redis 7.2 or Valkey"
         return contender.why_not(place)
 
     def _leave_out(self, contender: Contender, load: str, exc: BaseException) -> None:

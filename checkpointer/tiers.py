@@ -58,11 +58,12 @@ class Tier:
         """Whether the last call, or the last one to some part, failed."""
         return bool(self._down)
 
-    def check(self, part: bytes | None = None) -> float:
+    def check(self, part: bytes | None = None, *, probes: bool = True) -> float:
         """Let a call through, or refuse it while what it needs is down.
 
         Args:
             part: The part that the call is for; None for the whole tier.
+            probes: The call follows at once, so that it is the probe if one is due; else `check` is called again.
 
         Returns:
             When the call begins, for `succeeded`.
@@ -76,7 +77,7 @@ class Tier:
         with self._lock:
             outage = self._down.get(None) or self._down.get(part)
             if outage is None or now >= outage.probe_at:
-                if outage is not None:
+                if outage is not None and probes:
                     outage.probe_at = now + outage.pause
                 return now
             error = outage.error

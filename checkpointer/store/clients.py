@@ -326,14 +326,14 @@ class PostgresSide:
             NotSetUpError: The tables are missing.
             ConfigurationError: The pool's connections do not work in the schema.
         """
-        self._tier.check()
+        self._tier.check(probes=False)
         pool = self.pool()
         with self._turns_of(pool, threading.BoundedSemaphore):
             return self._fetch(pool, query, meanwhile)
 
     def _fetch(self, pool: SyncPool, query: Query, meanwhile: Callable[[], None] | None) -> list[DictRow]:
         limit = self.work_limit if query.patient else self._limit
-        begun = self._tier.check()  # once more, since there may have been others before
+        begun = self._tier.check()  # those who were before may have found it gone
         for stale in range(pool.max_size, -1, -1):
             conn: Connection[DictRow] | None = None
             try:
@@ -362,14 +362,14 @@ class PostgresSide:
 
     async def afetch(self, query: Query) -> list[DictRow]:
         """Run a read on the running loop's pool; see `fetch`."""
-        self._tier.check()
+        self._tier.check(probes=False)
         pool = await self.apool()
         async with self._turns_of(pool, asyncio.BoundedSemaphore):
             return await self._afetch(pool, query)
 
     async def _afetch(self, pool: AsyncPool, query: Query) -> list[DictRow]:
         limit = self.work_limit if query.patient else self._limit
-        begun = self._tier.check()  # once more, since there may have been others before
+        begun = self._tier.check()  # those who were before may have found it gone
         for stale in range(pool.max_size, -1, -1):
             conn: AsyncConnection[DictRow] | None = None
             try:
