@@ -9,7 +9,7 @@ import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -18,6 +18,11 @@ from benchmarks import plots, report, scale, servers
 from benchmarks.lab import Lab
 from benchmarks.loads import LOADS
 from benchmarks.measure import Measures
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from benchmarks.targets import Row
 
 app = typer.Typer(add_completion=False)
 
@@ -46,6 +51,7 @@ def main(
     output.mkdir(parents=True, exist_ok=True)
     if remake is not None:
         facts, measures, notes = report.read(remake)
+        rows = report.write(output, facts, measures, notes)
     else:
         names = [name.strip() for name in only.split(",") if name.strip()] or list(LOADS)
         if unknown := set(names) - set(LOADS):
@@ -56,13 +62,16 @@ def main(
         with servers.serve(postgres_uri, redis_url, search_url) as found:
             facts = {"date": f"{datetime.now(UTC):%Y-%m-%d}", **servers.describe(found)}
             facts["command"] = " ".join(["python -m benchmarks", *sys.argv[1:]])
+            facts["scale"] = ", ".join(f"{name} {value}" for name, value in asdict(size).items())
             begun = time.monotonic()
             lab = Lab(found, size, lambda text: console.log(text))
-            asyncio.run(_run(lab, names))
-        facts["minutes"] = f"{(time.monotonic() - begun) / 60:.1f}"
-        facts["scale"] = ", ".join(f"{name} {value}" for name, value in asdict(size).items())
-        measures, notes = lab.results.measures(), lab.results.notes
-    rows = report.write(output, facts, measures, notes)
+
+            def write() -> list[Row]:
+                facts["minutes"] = f"{(time.monotonic() - begun) / 60:.1f}"
+                return report.write(output, facts, lab.results.measures(), lab.results.notes)
+
+            asyncio.run(_run(lab, names, write))
+            rows, measures, notes = write(), lab.results.measures(), lab.results.notes
     plots.draw(output, Measures(measures))
     report.show(Console(), rows)
     for note in notes:
@@ -70,7 +79,7 @@ def main(
     console.print(f"{sum(row.met for row in rows)} of {len(rows)} targets met; see {output}/results.md")
 
 
-async def _run(lab: Lab, names: list[str]) -> None:
+async def _run(lab: Lab, names: list[str], write: Callable[[], object]) -> None:
     for name, load in LOADS.items():
         if name in names:
             try:
@@ -78,6 +87,7 @@ async def _run(lab: Lab, names: list[str]) -> None:
             except Exception as exc:  # noqa: BLE001 - what was measured so far is worth a report
                 lab.say(f"the load {name} has failed: {exc!r}")
                 lab.results.remark(f"the load {name} could not be done: {type(exc).__name__}: {exc}")
+            write()  # a run that is ended early leaves what it has found so far; --report draws it
 
 
 if __name__ == "__main__":
