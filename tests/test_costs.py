@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
     from proxy import Proxy
 
-# A put of a small state, with everything below it that is not written in C, took 230 calls when this was written.
-MOST_CALLS = {"put": 330, "put_writes": 260, "get_tuple": 420}
+# Functions of Python and of C, below ours too; 300, 200 and 395 when this was written. Other versions of what is below
+# may make some more.
+MOST_CALLS = {"put": 330, "put_writes": 230, "get_tuple": 430}
 
 
 @pytest.fixture
@@ -131,7 +132,6 @@ def test_the_operations_of_a_hot_thread_make_few_calls(wired: tuple[BufferedPost
         "get_tuple": calls_of(lambda: saver.get_tuple(thread())),
     }
     assert all(made[name] <= most for name, most in MOST_CALLS.items()), made
-    print(made)
 
 
 def test_the_number_of_calls_does_not_grow_with_the_state(wired: tuple[BufferedPostgresSaver, Proxy]) -> None:

@@ -19,7 +19,10 @@ from benchmarks.servers import address_of_postgres, address_of_redis, through
 from benchmarks.states import Run, messages
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from benchmarks.lab import Lab, Lane
+    from benchmarks.network import Network
     from benchmarks.servers import Place
 
 
@@ -29,24 +32,25 @@ async def run(lab: Lab) -> None:
     with lab.servers.place() as near, network(*_addresses(near)) as line:
         place = through(near, *line.ports)
         async with lab.lanes("network", place, [OURS, IDLE, STOCK, POOLED], "sync") as lanes:
-            for number in range(lab.scale.network_rounds):
-                for added in lab.scale.latencies:
-                    line.delay(added / 1e3)
-                    turn = partial(_puts, lab, place, added)
-                    if number == 0:
-                        await lab.warm_up("network", lanes, turn)
-                    _ping(lab, place.redis_url, added)
-                    await lab.take_turns("network", lanes, 1, turn, first=number)
-            line.delay(0)
+            for number, added in _delayed(lab, line):
+                if number == 0:
+                    await lab.warm_up("network", lanes, partial(_puts, lab, place, added))
+                _ping(lab, place.redis_url, added)
+                await lab.take_turns("network", lanes, 1, partial(_puts, lab, place, added), first=number)
         async with lab.lanes("network", place, [OURS, STOCK, POOLED, LOCK_FREE], "async") as lanes:
-            for number in range(lab.scale.network_rounds):
-                for added in lab.scale.latencies:
-                    line.delay(added / 1e3)
-                    turn = partial(_graph, lab, place, added)
-                    if number == 0:
-                        await lab.warm_up("network", lanes, turn)
-                    await lab.take_turns("network", lanes, 1, turn, first=number)
-            line.delay(0)
+            for number, added in _delayed(lab, line):
+                if number == 0:
+                    await lab.warm_up("network", lanes, partial(_graph, lab, place, added))
+                await lab.take_turns("network", lanes, 1, partial(_graph, lab, place, added), first=number)
+
+
+def _delayed(lab: Lab, line: Network) -> Iterator[tuple[int, float]]:
+    """Yield each round with each latency, in milliseconds, which the line has then."""
+    for number in range(lab.scale.network_rounds):
+        for added in lab.scale.latencies:
+            line.delay(added / 1e3)
+            yield number, added
+    line.delay(0)
 
 
 def _addresses(place: Place) -> tuple[tuple[str, int], tuple[str, int]]:

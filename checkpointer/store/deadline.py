@@ -4,7 +4,8 @@ A Postgres that is stopped, or a network that drops packets, leaves the connecti
 the clock that ends such a wait, for synchronous and asynchronous connections alike: psycopg hands each of its
 I/O-free generators to `Connection.wait`, which resumes it every 0.1 s if nothing has come, and `watched` stands in
 between. It counts *silence*, not duration: a large result that keeps coming is not cut, and nothing is
-read from the clock while answers come at once. Not here: connecting, which `connect_timeout` limits.
+read from the clock while answers come at once. The same place lets a synchronous caller use the wait: what is to be
+done *meanwhile* is done once the statement is on its way. Not here: connecting, which `connect_timeout` limits.
 """
 
 from __future__ import annotations
