@@ -107,10 +107,10 @@ class HookStats:
 
 @dataclass(frozen=True, slots=True)
 class _Emitted:
-    """An event in the inbox, with the thread that emitted it and the lanes that there were then."""
+    """An event in the inbox, with the lanes that there were then, and the one whose hook emitted it."""
 
     event: CheckpointEvent
-    thread: int
+    source: _Lane | None
     lanes: tuple[_Lane, ...]
 
 
@@ -144,10 +144,8 @@ class _Lane:
         self._reported_drops = 0
         self._next_report = 0.0
 
-    def offer(self, item: Any, *, critical: bool, thread: int | None = None) -> None:
-        """Queue an item or count why not; `thread` is the one that it came from."""
-        if thread is not None and thread == self._ident:
-            return
+    def offer(self, item: Any, *, critical: bool) -> None:
+        """Queue an item or count why not."""
         with self._lock:
             if self._stopping:
                 self._dropped_closed += 1
@@ -181,9 +179,13 @@ class _Lane:
             if thread.is_alive():
                 logger.warning("hook %s did not end in time; %d events given up", self.name, self.stats().queued)
 
+    def is_current(self) -> bool:
+        """Return whether the caller runs on this lane's thread."""
+        return threading.get_ident() == self._ident
+
     def wait_handled(self, deadline: float) -> bool:
         """Wait until everything accepted so far has been handled."""
-        if threading.get_ident() == self._ident:
+        if self.is_current():
             return True
         with self._progress:
             target = self._accepted
@@ -225,6 +227,8 @@ class _Lane:
                 self._call(runner, cast("Any", self._handle).close)
         finally:
             runner.close()
+            # A thread started later may get the same one.
+            self._ident = None
 
     def _call(self, runner: asyncio.Runner, function: Callable[..., Any], *args: Any) -> bool:
         """Call and, if need be, await; return whether it failed."""
@@ -326,7 +330,9 @@ class Hooks:
         """Offer an event to every hook; never waits for one and never raises."""
         lanes = self._lanes
         if lanes:
-            emitted = _Emitted(event, threading.get_ident(), lanes)
+            # Told now: when the inbox comes to it, this thread may have ended and a lane's got its identifier.
+            source = next((lane for lane in lanes if lane.is_current()), None)
+            emitted = _Emitted(event, source, lanes)
             self._inbox.offer(emitted, critical=event.severity == "critical")
 
     def stats(self) -> dict[str, HookStats]:
@@ -386,7 +392,8 @@ class Hooks:
 def _distribute(emitted: _Emitted) -> None:
     critical = emitted.event.severity == "critical"
     for lane in emitted.lanes:
-        lane.offer(emitted.event, critical=critical, thread=emitted.thread)
+        if lane is not emitted.source:
+            lane.offer(emitted.event, critical=critical)
 
 
 _renewals: list[weakref.WeakMethod[Callable[[], None]]] = []

@@ -199,6 +199,21 @@ def test_a_flooding_hook_does_not_deadlock_and_is_not_fed_its_own_events(hooks: 
     assert others == ["first"] + ["about.itself"] * 10
 
 
+def test_an_event_of_a_thread_that_has_ended_reaches_every_hook() -> None:
+    # A hook's thread is started by its first event, and the system gives it the identifier of one that has ended.
+    for _ in range(100):
+        hooks = Hooks()
+        seen: list[list[str]] = [[], [], []]
+        for names in seen:
+            hooks.add(lambda one, names=names: names.append(one.name))
+        emitting = threading.Thread(target=lambda hooks=hooks: [hooks.emit(event(name=name)) for name in "abc"])
+        emitting.start()
+        emitting.join()
+        assert hooks.flush(10)
+        hooks.close(5)
+        assert seen == [["a", "b", "c"]] * 3
+
+
 def test_emitting_costs_the_caller_microseconds(hooks: Hooks) -> None:
     for _ in range(4):
         hooks.add(lambda _: None)
