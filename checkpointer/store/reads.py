@@ -27,7 +27,7 @@ class Query(NamedTuple):
         sql: The statement.
         params: Its parameters.
         patient: It may be slow, if only the server answers others.
-        short: It runs often, has only texts as parameters, and answers in rows of texts, integers and booleans.
+        short: It runs often and has only texts as parameters.
     """
 
     sql: str
@@ -94,8 +94,21 @@ LEFT JOIN LATERAL (
 ) AS c ON true
 """)
 
+_FOUND = f"""
+FROM (SELECT 1) AS one
+LEFT JOIN LATERAL (
+    {SELECT} WHERE thread_id = %s AND checkpoint_ns = %s ORDER BY checkpoint_id DESC LIMIT 1
+) AS found ON true
+"""
+
+_LATEST = f"""
+SELECT {_REPLAY},
+    (SELECT checkpoint_ns FROM checkpoints WHERE thread_id = %s ORDER BY checkpoint_ns DESC LIMIT 1) AS last_ns, found.*
+{_FOUND}
+"""
+
 # A skip scan: one index probe for each namespace, whatever the length of their histories.
-_LATEST = _with_and_without_opening(f"""
+_LATEST_OPENING = threads.with_opening(f"""
 WITH RECURSIVE heads AS (
     (SELECT checkpoint_ns, checkpoint_id, 1 AS n FROM checkpoints
      WHERE thread_id = %s ORDER BY checkpoint_ns DESC, checkpoint_id DESC LIMIT 1)
@@ -108,12 +121,9 @@ WITH RECURSIVE heads AS (
     ) AS next
     WHERE heads.n <= {NAMESPACES_LIMIT}
 )
-SELECT {{opening}} {_REPLAY},
+SELECT {threads.OPENING_COLUMNS}, {_REPLAY},
     (SELECT array_agg(ARRAY[heads.checkpoint_ns, heads.checkpoint_id]) FROM heads) AS heads, found.*
-FROM (SELECT 1) AS one
-LEFT JOIN LATERAL (
-    {SELECT} WHERE thread_id = %s AND checkpoint_ns = %s ORDER BY checkpoint_id DESC LIMIT 1
-) AS found ON true
+{_FOUND}
 """)
 
 _ONE = f"{SELECT} WHERE thread_id = %s AND checkpoint_ns = %s AND checkpoint_id = %s"
@@ -164,21 +174,30 @@ def read_verdict(rows: Sequence[Mapping[str, Any]]) -> Verdict:
 
 
 def latest(prefix: str, address: Address, *, opening_in: int | None = None) -> Query:
-    """Read a namespace's latest checkpoint and the heads of all namespaces; and open the thread, as `verify` does."""
+    """Read a namespace's latest checkpoint and, if that is cheap, the heads of all namespaces.
+
+    With `opening_in`, open the thread, as `verify` does: a run begins, for which the heads are worth their price.
+    """
     owner = (prefix, address.thread_id)
     thread = address.thread_id
     where = (thread, address.checkpoint_ns)
     if opening_in is None:
-        return Query(_LATEST[False], (thread, thread, *owner, *where))
-    return Query(_LATEST[True], (*owner, thread, thread, prefix, opening_in, *owner, *where))
+        return Query(_LATEST, (*owner, thread, *where), short=True)
+    return Query(_LATEST_OPENING, (*owner, thread, thread, prefix, opening_in, *owner, *where))
 
 
 def read_latest(rows: Sequence[Mapping[str, Any]]) -> tuple[Snapshot | None, list[tuple[str, str]] | None]:
-    """Read the answer to `latest`: the checkpoint, and the heads unless there are too many."""
+    """Read the answer to `latest`: the checkpoint, and the heads unless there are too many to be known."""
     row = rows[0]
-    heads = [(ns, checkpoint_id) for ns, checkpoint_id in row["heads"] or ()]
     found = from_row(row) if row["checkpoint_id"] is not None else None
-    return found, heads if len(heads) <= NAMESPACES_LIMIT else None
+    if "heads" in row:
+        heads = [(ns, checkpoint_id) for ns, checkpoint_id in row["heads"] or ()]
+        return found, heads if len(heads) <= NAMESPACES_LIMIT else None
+    if row["last_ns"] is None:
+        return found, []
+    # No other namespace sorts before the root's, the empty one: if it is the last, it is the only one.
+    is_root_alone = row["last_ns"] == ""
+    return found, [("", found.checkpoint_id)] if found is not None and is_root_alone else None
 
 
 def one(address: Address, checkpoint_id: str) -> Query:

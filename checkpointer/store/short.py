@@ -1,7 +1,7 @@
-"""A statement that runs often, takes texts and answers in a short row, with no more than libpq needs for it.
+"""A statement that runs often and takes texts, with no more than libpq needs for it.
 
-Not here: the statements (`reads.py`) and the connections (`clients.py`). psycopg's cursors adapt parameters and rows of
-any kind, which for a handful of texts takes longer than Postgres does.
+Not here: the statements (`reads.py`) and the connections (`clients.py`). psycopg's cursors adapt parameters of any
+kind, which for a handful of texts takes longer than Postgres does; the rows are psycopg's, in binary.
 """
 
 from __future__ import annotations
@@ -10,18 +10,17 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from psycopg import errors, generators
-from psycopg.pq import ExecStatus
+from psycopg.adapt import Transformer
+from psycopg.pq import ExecStatus, Format
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Generator, Sequence
 
     from psycopg import AsyncConnection, Connection
     from psycopg.pq.abc import PGresult
 
     AnyConnection = Connection[Any] | AsyncConnection[Any]
 
-# Types of results, by their OIDs in pg_type; what is not named is text.
-_LOADERS: dict[int, Callable[[bytes], Any]] = {16: b"t".__eq__, 20: int, 23: int}
 # Somebody has said DEALLOCATE ALL, or a table was altered.
 _OUTDATED = (errors.InvalidSqlStatementName, errors.FeatureNotSupported)
 
@@ -68,19 +67,12 @@ def _numbered(sql: str) -> bytes:
 
 
 def _run(conn: AnyConnection, name: bytes, values: Sequence[bytes]) -> Generator[Any, Any, list[dict[str, Any]]]:
-    conn.pgconn.send_query_prepared(name, values)
+    conn.pgconn.send_query_prepared(name, values, result_format=Format.BINARY)
     result = _check((yield from generators.execute(conn.pgconn)))
-    columns = [
-        (str(result.fname(n), "ascii"), _LOADERS.get(result.ftype(n), bytes.decode))  # type: ignore[arg-type]
-        for n in range(result.nfields)
-    ]
-    return [
-        {
-            name: None if (value := result.get_value(row, n)) is None else load(value)
-            for n, (name, load) in enumerate(columns)
-        }
-        for row in range(result.ntuples)
-    ]
+    columns = [str(result.fname(n), "utf-8") for n in range(result.nfields)]  # type: ignore[arg-type]  # there are so many
+    loader = Transformer.from_context(conn)
+    loader.set_pgresult(result)
+    return loader.load_rows(0, result.ntuples, lambda values: dict(zip(columns, values, strict=True)))
 
 
 def _check(results: Sequence[PGresult]) -> PGresult:
