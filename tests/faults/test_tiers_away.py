@@ -11,6 +11,7 @@ import psycopg
 import pytest
 import redis
 from helpers import await_until, wait_until
+from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.graph import END, START, StateGraph
 
@@ -174,17 +175,21 @@ def test_what_a_read_has_learned_of_a_thread_is_no_answer_for_long_nor_for_names
     make: Any, own_servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saver, other = make(triggers=frozenset()), make(triggers=frozenset())
+    same_of_another: Any = {"configurable": {"thread_id": "u", "checkpoint_ns": "calls:1"}}
     put_one(saver, "t")
+    put_one(saver, "u")
+    saver.put(same_of_another, empty_checkpoint(), {}, {})
     saver.flush()
     with redis.Redis.from_url(own_servers.redis_url) as client:
         client.flushall()
     fresh = make(triggers=frozenset())
     assert fresh.get_tuple(config()) is not None
+    assert fresh.get_tuple(config("u")) is not None
     own_servers.postgres.kill()
     inner: Any = {"configurable": {"thread_id": "t", "checkpoint_ns": "calls:1"}}
     assert fresh.get_tuple(inner) is None
-    for reader, where in ((fresh, config()), (other, inner)):
-        with pytest.raises(StoreUnavailableError, match="does not hold all of thread 't'"):
+    for reader, where in ((fresh, config()), (other, inner), (fresh, same_of_another)):
+        with pytest.raises(StoreUnavailableError, match="does not hold all of thread"):
             reader.get_tuple(where)
     monkeypatch.setattr("checkpointer.puts._LEARNED_SECONDS", 0.0)
     with pytest.raises(StoreUnavailableError, match="does not hold all of thread 't'"):
