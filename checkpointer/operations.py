@@ -241,16 +241,17 @@ class Operations:
 
     def put(self, put: Put, codec: Codec) -> Generator[Step, Any, RunnableConfig]:
         """See `Puts.put`."""
-        if not self._is_ready:
-            yield from self.ready()
-        return (yield from self._puts.put(put, codec))
+        steps = self._puts.put(put, codec)
+        return steps if self._is_ready else self._when_ready(steps)
 
     def put_writes(self, put: PutWrites) -> Generator[Step, Any, None]:
         """See `Puts.put_writes`."""
-        if put.writes:
-            if not self._is_ready:
-                yield from self.ready()
-            yield from self._puts.put_writes(put)
+        steps = self._puts.put_writes(put)
+        return steps if self._is_ready or not put.writes else self._when_ready(steps)
+
+    def _when_ready(self, steps: Generator[Step, Any, T]) -> Generator[Step, Any, T]:
+        yield from self.ready()
+        return (yield from steps)
 
     def get_tuple(self, config: RunnableConfig, saver: Any) -> Generator[Step, Any, CheckpointTuple | None]:
         """Read one checkpoint, the latest if the config names none."""

@@ -82,7 +82,7 @@ class BufferOptions:
     replicas: int = 1
     triggers: frozenset[Trigger] = ALL_TRIGGERS
     flush_age: float = 1.0
-    flush_size: int = 1_000
+    flush_size: int = 10_000
     batch_records: int = 2_000
     batch_bytes: int = 16 * 1024 * 1024
     clean_ttl: float = 3_600.0

@@ -57,7 +57,8 @@ _KNOWN_THREADS = 10_000
 _OPENING_SECONDS = 20.0
 # For how long what a read has learned of a thread is believed without asking again: until its run's first put arrives.
 _LEARNED_SECONDS = 20.0
-_ATTEMPTS = 6
+_ATTEMPTS = 5
+_CONFIRMED = ("replicated", "fsynced")
 _DELTA = b'"counters_since_delta_snapshot"'
 
 
@@ -205,22 +206,29 @@ class Puts:
         """Store a checkpoint: in the buffer, or in Postgres if the buffer cannot take it."""
         about = _About(put, self._commands.layout)
         address = put.address
-        self._flusher.start()
-        self._ledger.begin(address.thread_id)
-        if put.changes:
-            self._report_changes(about, put.changes)
         saved = saved_config(address, put.row.checkpoint_id)
-
-        def call(standing: Standing, whole: bool) -> ScriptCall:
-            blobs = self._all_blobs(put, codec) if whole else put.blobs
-            return self._commands.put(put, standing, known, blobs)
-
+        self._begin(about, put)
         level = put.ack or self._options.ack
         is_delta = _DELTA in put.row.metadata
         learned = self._bring(address.thread_id)
         known = b"" if learned is None else pack_known(learned.heads)
         try:
-            reply, answer = yield from self._into_buffer(about, call, put.origin, level, is_delta)
+            if self._is_hindered(about):
+                yield from self._make_way(about)
+            standing, whole = self._standing(about)
+            call = self._commands.put(put, standing, known, self._all_blobs(put, codec) if whole else put.blobs)
+            reply, answer = self._read(level, (yield self._confirmed(level, call)))
+            if reply.refused is not None:
+                reply, answer = yield from self._put_again(
+                    about,
+                    lambda standing, whole: self._commands.put(
+                        put, standing, known, self._all_blobs(put, codec) if whole else put.blobs
+                    ),
+                    put.origin,
+                    level,
+                    is_delta,
+                    (standing, whole, reply),
+                )
         except BufferUnavailableError as exc:
             if is_delta and self._ledger.debt(address.thread_id):
                 raise self._lost(
@@ -239,8 +247,8 @@ class Puts:
         finally:
             if learned is not None:
                 self._brought(address.thread_id, learned)
-        if reply is None:
-            return saved
+        if reply.refused is not None:
+            return saved  # late
         owed = Owed(reply.sequence, address.checkpoint_ns, put.row.checkpoint_id, None, put.step)
         self._note(about, reply, len(put.blobs) + 1, owed)
         if reply.lacks:
@@ -260,30 +268,38 @@ class Puts:
 
     def put_writes(self, put: PutWrites) -> Generator[Step, Any, None]:
         """Store pending writes: in the buffer, or in Postgres if the buffer cannot take them."""
+        if not put.writes:
+            return
         about = _About(put, self._commands.layout)
         address = put.address
-        self._flusher.start()
-        self._ledger.begin(address.thread_id)
-        if put.changes:
-            self._report_changes(about, put.changes)
+        self._begin(about, put)
         level = put.ack or self._options.ack
         if put.writes[0].overwrite:
             level = max(level, self._options.control_ack, key=ACKS.index)
-
-        def call(standing: Standing, whole: bool) -> ScriptCall:
-            return self._commands.put_writes(put, standing)
-
         origin = address.checkpoint_ns, put.checkpoint_id
         try:
-            reply, answer = yield from self._into_buffer(about, call, origin, level, False)
+            if self._is_hindered(about):
+                yield from self._make_way(about)
+            standing, whole = self._standing(about)
+            call = self._commands.put_writes(put, standing)
+            reply, answer = self._read(level, (yield self._confirmed(level, call)))
+            if reply.refused is not None:
+                reply, answer = yield from self._put_again(
+                    about,
+                    lambda standing, _: self._commands.put_writes(put, standing),
+                    origin,
+                    level,
+                    False,
+                    (standing, whole, reply),
+                )
         except BufferUnavailableError as exc:
             batch = Batch()
             for write in put.writes:
                 batch.add_write(address, put.checkpoint_id, write)
             yield from self._go_around(about, batch, origin, exc)
             return
-        if reply is None:
-            return
+        if reply.refused is not None:
+            return  # late
         owed = Owed(reply.sequence, address.checkpoint_ns, put.checkpoint_id, put.writes[0].task_id)
         self._note(about, reply, len(put.writes), owed)
         if level != "buffered" or self._marks.is_high:
@@ -291,25 +307,27 @@ class Puts:
 
     # -- into the buffer -----------------------------------------------------------------------------------------
 
-    def _into_buffer(
-        self,
-        about: _About,
-        call: Callable[[Standing, bool], ScriptCall],
-        origin: tuple[str, str] | None,
-        level: Ack,
-        is_delta: bool,
-    ) -> Generator[Step, Any, tuple[PutReply | None, Any]]:
-        """Put into Redis what `call` builds; returns the reply, None for a late put, and the one to the confirmation.
+    def _begin(self, about: _About, put: Put | PutWrites) -> None:
+        self._flusher.start()
+        self._ledger.begin(about.address.thread_id)
+        if put.changes:
+            self._report_changes(about, put.changes)
+
+    def _is_hindered(self, about: _About) -> bool:
+        """Tell whether a put has to wait for something before it is sent."""
+        return self._marks.is_high or self._ledger.is_passed(about.address.thread_id)
+
+    def _make_way(self, about: _About) -> Generator[Step, Any, None]:
+        """Wait for what has to come before a put.
 
         Raises:
             BufferUnavailableError: Redis cannot take it.
         """
         thread = about.address.thread_id
-        partition = about.partition
         if self._marks.is_high:
             yield from self._hold_back()
         if self._ledger.is_passed(thread) and not self._postgres_tier.is_down:
-            self._redis_tier.check(tag_of(self._commands.layout.threads(partition)))
+            self._redis_tier.check(tag_of(self._commands.layout.threads(about.partition)))
             # What it has is flushed first, so that the new comes after it. If Redis fails in that, the new goes around
             # too, since in the buffer it would count as older; if something else fails, it counts as that.
             try:
@@ -318,30 +336,52 @@ class Puts:
                 raise
             except CheckpointerError:
                 pass
+
+    def _standing(self, about: _About) -> tuple[Standing, bool]:
+        """Return what is known of a thread, and whether a put has to bring all values."""
+        thread = about.address.thread_id
         opening = self._opening(thread)
-        whole = opening is not None and opening.existed
-        standing = Standing(None, self._ledger.expected(thread), self._ledger.floor(partition))
-        if opening is not None:
-            standing = _opened(standing, opening)
-        answer = None
+        standing = Standing(None, self._ledger.expected(thread), self._ledger.floor(about.partition))
+        return (standing, False) if opening is None else (_opened(standing, opening), opening.existed)
+
+    def _confirmed(self, level: Ack, call: ScriptCall) -> ScriptCall:
+        return call._replace(confirm=self._confirmation(level)) if level in _CONFIRMED else call
+
+    def _read(self, level: Ack, raw: Any) -> tuple[PutReply, Any]:
+        """Read what Redis says to a put, and to the question whether it is safe there."""
+        raw, answer = raw if level in _CONFIRMED else (raw, None)
+        return self._commands.read_put(raw), answer
+
+    def _put_again(
+        self,
+        about: _About,
+        call: Callable[[Standing, bool], ScriptCall],
+        origin: tuple[str, str] | None,
+        level: Ack,
+        is_delta: bool,
+        sent: tuple[Standing, bool, PutReply],
+    ) -> Generator[Step, Any, tuple[PutReply, Any]]:
+        """Put what was refused again, as `call` builds it, and return the replies; one that is late stays refused.
+
+        Raises:
+            BufferUnavailableError: Redis cannot take it.
+        """
+        thread = about.address.thread_id
+        standing, whole, reply = sent
         for _ in range(_ATTEMPTS):
-            if level in ("replicated", "fsynced"):
-                raw, answer = yield call(standing, whole)._replace(confirm=self._confirmation(level))
-            else:
-                raw = yield call(standing, whole)
-            reply = self._commands.read_put(raw)
-            if reply.refused is None:
-                return reply, answer
             if reply.refused == "closed":
-                standing, whole = yield from self._open(thread, partition, standing)
+                standing, whole = yield from self._open(thread, about.partition, standing)
             elif reply.refused == "lost":
                 self._ledger.suspect(thread)
                 standing, whole = standing._replace(expected=0), True
                 yield from self._look_for_losses(about, is_delta)
             elif (yield from self._is_late(about, origin)):
-                return None, None
+                return reply, None
             else:
                 standing = standing._replace(force=True)
+            reply, answer = self._read(level, (yield self._confirmed(level, call(standing, whole))))
+            if reply.refused is None:
+                return reply, answer
         raise BufferUnavailableError(
             f"Redis refused a {about.operation} of thread {thread!r} several times, each time because the thread's "
             "state had changed meanwhile."
@@ -354,7 +394,7 @@ class Puts:
 
     def _open(self, thread: str, partition: int, standing: Standing) -> Generator[Step, Any, tuple[Standing, bool]]:
         try:
-            query = Query(*threads.opening(self._options.prefix, thread, partition))
+            query = Query(*threads.opening(self._options.prefix, thread, partition), short=True)
             opening = threads.read_opening((yield query))
         except StoreUnavailableError:
             # Postgres cannot be told; the buffer carries on. Whether it has forgotten something is open.
@@ -476,9 +516,8 @@ class Puts:
 
     def _note(self, about: _About, reply: PutReply, records: int, owed: Owed) -> None:
         thread, partition = about.address.thread_id, about.partition
-        self._ledger.saw(thread, reply.sequence, partition, reply.sequence)
         self._marks.note(partition, reply.held_bytes, reply.age)
-        count = self._ledger.note(thread, records, owed, reply.token, about.run_id)
+        count = self._ledger.note(thread, partition, records, owed, reply.token, about.run_id)
         if count >= self._options.flush_size and "size" in self._options.triggers:
             self._flusher.wake_all()
 

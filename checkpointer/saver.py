@@ -24,7 +24,7 @@ from checkpointer.flush.dead_letters import DeadLetters
 from checkpointer.operations import thread_ids
 from checkpointer.options import BufferOptions
 from checkpointer.records import Codec, thread_text
-from checkpointer.steps import Both, Flushed, Pause, ServerInfo, Step
+from checkpointer.steps import Both, Flushed, Pause, RareStep, ServerInfo, Step
 from checkpointer.store import schema
 from checkpointer.store.reads import SELECT, Query
 
@@ -222,7 +222,7 @@ class BufferedPostgresSaver(PostgresSaver):
             step = next(steps)
             while True:
                 try:
-                    reply = self._do(step)
+                    reply = self._core.redis.run(step) if isinstance(step, ScriptCall) else self._do(step)
                 except Exception as exc:  # noqa: BLE001 - the operation decides what a failed step means
                     step = steps.throw(exc)
                 else:
@@ -230,9 +230,7 @@ class BufferedPostgresSaver(PostgresSaver):
         except StopIteration as stop:
             return cast("T", stop.value)
 
-    def _do(self, step: Step) -> Any:
-        if isinstance(step, ScriptCall):
-            return self._core.redis.run(step)
+    def _do(self, step: RareStep) -> Any:
         if isinstance(step, Query):
             return self._core.postgres.fetch(step)
         if isinstance(step, Both):
@@ -269,7 +267,7 @@ class BufferedPostgresSaver(PostgresSaver):
             step = next(steps)
             while True:
                 try:
-                    reply = await self._ado(step)
+                    reply = await (self._core.redis.arun(step) if isinstance(step, ScriptCall) else self._ado(step))
                 except Exception as exc:  # noqa: BLE001 - the operation decides what a failed step means
                     step = steps.throw(exc)
                 else:
@@ -277,9 +275,7 @@ class BufferedPostgresSaver(PostgresSaver):
         except StopIteration as stop:
             return cast("T", stop.value)
 
-    async def _ado(self, step: Step) -> Any:
-        if isinstance(step, ScriptCall):
-            return await self._core.redis.arun(step)
+    async def _ado(self, step: RareStep) -> Any:
         if isinstance(step, Query):
             return await self._core.postgres.afetch(step)
         if isinstance(step, Both):

@@ -57,4 +57,5 @@ class ServerInfo:
     """Ask Redis for its `INFO`; the answer is a `BufferFacts`."""
 
 
-Step = ScriptCall | Query | Both | Job | Flushed | Pause | ServerInfo
+RareStep = Query | Both | Job | Flushed | Pause | ServerInfo
+Step = ScriptCall | RareStep

@@ -218,7 +218,7 @@ async def aoccupy(line: Line, pipe: AsyncPipe) -> tuple[list[Hold], list[asyncio
     holds, tasks = [], []
     for n in range(LANES):
         hold = line.proxy.hold(b"busy-%d" % n, reply=True)
-        tasks.append(asyncio.create_task(pipe.ask("ECHO", f"busy-{n}")))
+        tasks.append(asyncio.ensure_future(pipe.ask("ECHO", f"busy-{n}")))
         await await_until(hold.taken.is_set)
         holds.append(hold)
     return holds, tasks
@@ -239,7 +239,7 @@ async def test_the_calls_of_many_tasks_share_round_trips(line: Line) -> None:
 async def test_a_cancelled_task_disturbs_no_other(line: Line) -> None:
     async with asynchronous(line) as pipe:
         holds, busy = await aoccupy(line, pipe)
-        tasks = [asyncio.create_task(pipe.ask("INCR", line.key())) for _ in range(10)]
+        tasks = [asyncio.ensure_future(pipe.ask("INCR", line.key())) for _ in range(10)]
         await await_until(lambda: len(pipe._queue) == 10)
         for task in [*tasks[:5], busy[0]]:
             task.cancel()
@@ -252,7 +252,7 @@ async def test_a_cancelled_task_disturbs_no_other(line: Line) -> None:
 async def test_a_task_that_waits_behind_a_time_out_fails_with_it(line: Line) -> None:
     async with asynchronous(line, LIMIT) as pipe:
         holds, busy = await aoccupy(line, pipe)
-        waiting = [asyncio.create_task(pipe.ask("INCR", line.key())) for _ in range(10)]
+        waiting = [asyncio.ensure_future(pipe.ask("INCR", line.key())) for _ in range(10)]
         replies = await asyncio.gather(*busy, *waiting, return_exceptions=True)
         assert {type(reply) for reply in replies} == {redis.TimeoutError}
         for hold in holds:

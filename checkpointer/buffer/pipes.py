@@ -292,21 +292,21 @@ class AsyncPipe:
         # The loop keeps only weak references to tasks.
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def ask(self, *command: Any) -> Any:
-        """Send a command and return its reply; one that is cancelled may have been carried out.
+    def ask(self, *command: Any) -> asyncio.Future[Any]:
+        """Send a command; one that is cancelled may have been carried out.
 
-        Raises:
-            RedisError: The server refuses it, or cannot be reached.
+        Returns:
+            A future of the reply, or of the `RedisError` that says that the server refuses it or cannot be reached.
         """
         loop = asyncio.get_running_loop()
-        call = _AsyncCall(hiredis.pack_command(command), loop.create_future())
-        self._queue.append(call)
+        future = loop.create_future()
+        self._queue.append(_AsyncCall(hiredis.pack_command(command), future))
         if self._free:
             # It begins when this task waits, and those that run before it join the bundle.
             task = loop.create_task(self._carry(self._free.pop()))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        return await call.future
+        return future
 
     async def _carry(self, lane: _AsyncLane) -> None:
         """Exchange bundles as long as somebody waits."""

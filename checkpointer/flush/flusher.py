@@ -43,6 +43,8 @@ _FIRST_BACKOFF = 0.2
 _LONGEST_BACKOFF = 5.0
 _SWEEP_SECONDS = 20.0
 _PINNED_PAUSE = 30.0
+# Runs that end together are flushed together: a transaction for each would cost the others more than a short wait.
+_GATHER_SECONDS = 0.05
 
 
 @dataclass(slots=True)
@@ -81,6 +83,7 @@ class Flusher:
         # Who waits for a thread's records up to a sequence number to be in Postgres.
         self._waiters: dict[str, list[tuple[int, Future[None]]]] = {}
         self._urgent: set[str] = set()
+        self._urgent_at = 0.0
         self._all_urgent = False
         # Threads whose run has ended: they are closed once they are flushed.
         self._ended: set[str] = set()
@@ -162,11 +165,13 @@ class Flusher:
         return future
 
     def wake(self, threads: Iterable[str]) -> None:
-        """Have these threads flushed soon."""
+        """Have these threads flushed soon, together with those of which the same is said in the next moment."""
         self.start()
         with self._cond:
+            if not self._urgent:
+                self._urgent_at = time.monotonic() + _GATHER_SECONDS
+                self._cond.notify_all()
             self._urgent.update(threads)
-            self._cond.notify_all()
 
     def wake_all(self) -> None:
         """Have all that this process owes flushed soon; many callers may say so at once."""
@@ -289,9 +294,11 @@ class Flusher:
         """Return the seconds until there is something to do unasked; at most a minute."""
         now = time.monotonic()
         due = now + 60.0
-        if self._urgent or self._all_urgent or self._recover:
+        if self._all_urgent or self._recover:
             due = now
-        elif "age" in self._options.triggers:
+        if self._urgent:
+            due = min(due, self._urgent_at)
+        if "age" in self._options.triggers:
             due = min(due, self._next_scan)
         return max(due, self._retry_at) - now
 

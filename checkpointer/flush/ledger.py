@@ -88,9 +88,12 @@ class Ledger:
         # Threads that a dead letter holds up: thread -> when to look again. What they owe is not due.
         self._pinned: dict[str, float] = {}
 
-    def note(self, thread_id: str, records: int, owed: Owed, token: int, run_id: str | None = None) -> int:
+    def note(
+        self, thread_id: str, partition: int, records: int, owed: Owed, token: int, run_id: str | None = None
+    ) -> int:
         """Note acknowledged records; returns how many records are owed in all."""
         with self._lock:
+            self._saw(thread_id, owed.sequence, partition, owed.sequence)
             debt = self._debts.get(thread_id)
             if debt is None:
                 debt = self._debts[thread_id] = Debt()
@@ -147,10 +150,13 @@ class Ledger:
     def begin(self, thread_id: str) -> None:
         """Note that this process works on a thread: it is about to put something."""
         with self._lock:
-            self._recent[thread_id] = self._recent.get(thread_id, 0)
-            self._recent.move_to_end(thread_id)
-            if len(self._recent) > _RECENT:
-                self._recent.popitem(last=False)
+            recent = self._recent
+            if thread_id in recent:
+                recent.move_to_end(thread_id)
+                return
+            recent[thread_id] = 0
+            if len(recent) > _RECENT:
+                recent.popitem(last=False)
 
     def works_on(self, thread_id: str) -> bool:
         """Tell whether this process has lately put, or tried to put, something of a thread."""
@@ -159,10 +165,13 @@ class Ledger:
     def saw(self, thread_id: str, last: int, partition: int, sequence: int) -> None:
         """Note what Redis said: the thread's last sequence number, and its partition's."""
         with self._lock:
-            if last > self._recent.get(thread_id, last):
-                self._recent[thread_id] = last
-            if sequence > self._floors.get(partition, 0):
-                self._floors[partition] = sequence
+            self._saw(thread_id, last, partition, sequence)
+
+    def _saw(self, thread_id: str, last: int, partition: int, sequence: int) -> None:
+        if last > self._recent.get(thread_id, last):
+            self._recent[thread_id] = last
+        if sequence > self._floors.get(partition, 0):
+            self._floors[partition] = sequence
 
     def suspect(self, thread_id: str) -> None:
         """Note that Redis has forgotten something of a thread; what is owed for it has to be looked for."""

@@ -164,7 +164,7 @@ def verify(prefix: str, address: Address, *, opening_in: int | None = None) -> Q
     where = (address.thread_id, address.checkpoint_ns)
     if opening_in is None:
         return Query(_VERIFY[False], (*owner, *where * 3), short=True)
-    return Query(_VERIFY[True], (*owner, prefix, opening_in, *owner, *where * 3))
+    return Query(_VERIFY[True], (*owner, prefix, str(opening_in), *owner, *where * 3), short=True)
 
 
 def read_verdict(rows: Sequence[Mapping[str, Any]]) -> Verdict:
@@ -183,7 +183,8 @@ def latest(prefix: str, address: Address, *, opening_in: int | None = None) -> Q
     where = (thread, address.checkpoint_ns)
     if opening_in is None:
         return Query(_LATEST, (*owner, thread, *where), short=True)
-    return Query(_LATEST_OPENING, (*owner, thread, thread, prefix, opening_in, *owner, *where))
+    params = (*owner, thread, thread, prefix, str(opening_in), *owner, *where)
+    return Query(_LATEST_OPENING, params, short=True)
 
 
 def read_latest(rows: Sequence[Mapping[str, Any]]) -> tuple[Snapshot | None, list[tuple[str, str]] | None]:

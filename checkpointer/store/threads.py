@@ -149,9 +149,9 @@ def with_opening(sql: str) -> str:
     return head + _OPENED + (", " if head != "WITH " else "") + rest
 
 
-def opening(prefix: str, thread_id: str, partition: int) -> tuple[str, tuple[str, str, str, int]]:
+def opening(prefix: str, thread_id: str, partition: int) -> tuple[str, tuple[str, str, str, str]]:
     """Open a thread."""
-    return f"WITH {_OPENED} SELECT {OPENING_COLUMNS}", (prefix, thread_id, prefix, partition)
+    return f"WITH {_OPENED} SELECT {OPENING_COLUMNS}", (prefix, thread_id, prefix, str(partition))
 
 
 def is_open(prefix: str, thread_id: str | None) -> tuple[str, tuple[str, ...]]:
