@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -61,7 +60,7 @@ def main(
         size = scale.QUICK if quick else scale.FULL if full else scale.DEFAULT
         with servers.serve(postgres_uri, redis_url, search_url) as found:
             facts = {"date": f"{datetime.now(UTC):%Y-%m-%d}", **servers.describe(found)}
-            facts["command"] = " ".join(["python -m benchmarks", *sys.argv[1:]])
+            facts["command"] = _command(only, quick=quick, full=full)
             facts["scale"] = ", ".join(f"{name} {value}" for name, value in asdict(size).items())
             begun = time.monotonic()
             lab = Lab(found, size, lambda text: console.log(text))
@@ -77,6 +76,12 @@ def main(
     for note in notes:
         console.print(f"[dim]{note}[/dim]")
     console.print(f"{sum(row.met for row in rows)} of {len(rows)} targets met; see {output}/results.md")
+
+
+def _command(only: str, *, quick: bool, full: bool) -> str:
+    # Without where the results went and which servers were given: they belong to one machine.
+    size = [f"--{name}" for name, is_given in (("quick", quick), ("full", full)) if is_given]
+    return " ".join(["python -m benchmarks", *([f"--only {only}"] if only else []), *size])
 
 
 async def _run(lab: Lab, names: list[str], write: Callable[[], object]) -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 THREADS = 50
 """Where one number of threads is meant."""
 
-WAITING = 1_000
+WAITING = 20_000
 UNIT = "checkpoints/s"
 _RUN = 20
 _WARM_UP_SHARE = 0.2

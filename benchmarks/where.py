@@ -1,0 +1,190 @@
+"""Shows where the time of a put and of a flush goes: what a figure of the benchmarks is made of.
+
+Run it: python -m benchmarks.where [--rounds 5]   (private servers, unless given)
+
+*Put*: 50 tasks of one event loop put 20 checkpoints each, with one write each, and no flush beside them. *Flush*: what
+they have put is then brought to Postgres. Both are taken once without a profiler, for the time, and once with one, for
+its parts, so a part is `time x its share`; a profiler makes small functions look dearer than they are. A *part* is a
+file of this saver, or what one library does. Times are processor time, so what is waited for is not in them. Calls of
+Python functions are exact, and the same on every machine.
+
+Not here: comparisons with other savers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import cProfile
+import gc
+import sysconfig
+import threading
+import time
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import checkpointer
+from benchmarks import servers
+from benchmarks.lab import Face
+from benchmarks.states import Run, messages
+from checkpointer import BufferedPostgresSaver
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+    from benchmarks.servers import Place
+
+THREADS = 50
+STEPS = 20
+_PACKAGE = Path(checkpointer.__file__).parent
+_SITE = Path(sysconfig.get_path("purelib"))
+_LIBRARY = Path(sysconfig.get_path("stdlib"))
+_SHOWN = 0.01
+
+
+@dataclass
+class Parts:
+    """Own time and calls of the parts of some work."""
+
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    calls: Counter[str] = field(default_factory=Counter)
+
+    def add(self, profile: cProfile.Profile) -> None:
+        """Add what a profiler has seen."""
+        for entry in profile.getstats():
+            if not isinstance(entry.code, str):
+                part = part_of(Path(entry.code.co_filename))
+                self.seconds[part] += entry.inlinetime
+                self.calls[part] += entry.callcount
+
+
+def part_of(path: Path) -> str:
+    """Name the part that a source file belongs to."""
+    if path.is_relative_to(_PACKAGE):
+        return str(path.relative_to(_PACKAGE.parent))
+    if path.is_relative_to(_SITE):
+        # `langgraph` is shared by packages, the next folder tells them apart.
+        names = path.relative_to(_SITE).with_suffix("").parts
+        return ".".join(names[: 3 if names[0] == "langgraph" else 1])
+    if path.is_relative_to(_LIBRARY):
+        return f"Python: {path.relative_to(_LIBRARY).with_suffix('').parts[0]}"
+    return "Python: named tuples" if str(path) == "<string>" else "the caller"
+
+
+@contextlib.contextmanager
+def profiled_threads() -> Iterator[list[cProfile.Profile]]:
+    """Profile each thread that begins in the block; what they did is complete once they have ended."""
+    profiles: list[cProfile.Profile] = []
+
+    def begin(frame: FrameType, event: str, arg: Any) -> None:
+        profile = cProfile.Profile(time.thread_time, builtins=False)
+        profiles.append(profile)
+        profile.enable()  # takes this function's place in this thread
+
+    threading.setprofile(begin)
+    try:
+        yield profiles
+    finally:
+        threading.setprofile(None)
+
+
+async def put(saver: BufferedPostgresSaver, place: Place, profile: cProfile.Profile | None) -> float:
+    """Put checkpoints and writes; returns the microseconds of processor time that this thread has spent on each."""
+    runs = [Run(Face(saver, "async"), place.thread(), messages()) for _ in range(THREADS)]
+    prepared = [[run.next_checkpoint() for _ in range(STEPS)] for run in runs]
+    for run in runs:
+        await run.start()
+
+    async def go(run: Run, checkpoints: list[Any]) -> None:
+        for checkpoint in checkpoints:
+            await run.put(*checkpoint)
+            await run.put_writes()
+
+    gc.collect()
+    begin = time.thread_time()
+    with profile or contextlib.nullcontext():
+        await asyncio.gather(*map(go, runs, prepared))
+    return (time.thread_time() - begin) * 1e6 / (THREADS * STEPS)
+
+
+async def flush(saver: BufferedPostgresSaver) -> float:
+    """Bring everything to Postgres; returns the microseconds of this process for each checkpoint."""
+    begin = time.process_time()
+    report = await saver.aflush()
+    if not report:
+        raise RuntimeError(f"the flush has failed: {report}")
+    return (time.process_time() - begin) * 1e6 / (THREADS * STEPS)
+
+
+async def measure(place: Place, rounds: int) -> tuple[dict[str, list[float]], dict[str, Parts]]:
+    """Measure in turns with and without a profiler; returns the times without, and the parts with."""
+    times: dict[str, list[float]] = {"put": [], "flush": []}
+    parts = {"put": Parts(), "flush": Parts()}
+
+    def opened() -> Any:
+        return BufferedPostgresSaver.from_conn_string(
+            place.postgres_uri, redis_url=place.redis_url, prefix=place.prefix, triggers=frozenset()
+        )
+
+    for number in range(rounds + 1):
+        async with opened() as saver:
+            await saver.asetup()
+            puts, flushed = await put(saver, place, None), await flush(saver)
+        profile = cProfile.Profile(time.thread_time, builtins=False)
+        with profiled_threads() as profiles:
+            async with opened() as saver:
+                await saver.asetup()
+                await put(saver, place, profile)
+                await flush(saver)
+        if number:  # the first warms up
+            times["put"].append(puts)
+            times["flush"].append(flushed)
+            parts["put"].add(profile)
+            for other in profiles:
+                parts["flush"].add(other)
+    return times, parts
+
+
+def table(name: str, microseconds: float, parts: Parts, rounds: int) -> str:
+    """Write the parts of a work as Markdown."""
+    total = sum(parts.seconds.values())
+    each = THREADS * STEPS * rounds
+    lines = [f"| {name} | share | µs | calls |", "| --- | --- | --- | --- |"]
+    rest_seconds = rest_calls = 0.0
+    for part, seconds in sorted(parts.seconds.items(), key=lambda item: -item[1]):
+        calls = parts.calls[part] / each
+        if seconds < _SHOWN * total:
+            rest_seconds += seconds
+            rest_calls += calls
+        else:
+            lines.append(_row(part, seconds / total, microseconds, calls))
+    lines.append(_row("others", rest_seconds / total, microseconds, rest_calls))
+    lines.append(_row("**all**", 1.0, microseconds, parts.calls.total() / each))
+    return "\n".join(lines)
+
+
+def _row(part: str, share: float, microseconds: float, calls: float) -> str:
+    return f"| {part} | {share:.0%} | {share * microseconds:.1f} | {calls:.1f} |"
+
+
+def main() -> None:
+    """Profile, and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--postgres-uri")
+    parser.add_argument("--redis-url")
+    given = parser.parse_args()
+    with servers.serve(given.postgres_uri, given.redis_url, None) as found, found.place() as place:
+        for name, value in servers.describe(found).items():
+            print(f"- {name}: {value}")
+        times, parts = asyncio.run(measure(place, given.rounds))
+    for work, of in times.items():
+        print(f"\n{table(work, min(of), parts[work], given.rounds)}")
+
+
+if __name__ == "__main__":
+    main()
