@@ -19,6 +19,7 @@ from langgraph.types import interrupt
 from savers import put_chain, stock_tuples
 
 from checkpointer import BufferedPostgresSaver
+from checkpointer.flush import flusher
 from checkpointer.flush.session import LockedElsewhereError
 from checkpointer.records import Address
 from checkpointer.store import reads, threads
@@ -213,6 +214,25 @@ def test_many_records_are_flushed_without_a_runs_end(make: Any, rows: Rows) -> N
     saver = make(triggers=frozenset({"size"}), flush_size=5)
     update_only(saver, "t", times=6)
     wait_until(lambda: rows.checkpoints("t") >= 2)
+
+
+def test_runs_that_end_together_are_flushed_in_one_transaction(
+    make: Any, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver = make(triggers=RUN_END_ONLY)
+    core = saver._core.flusher
+    wait_until(lambda: core._pause() > 30)  # it has looked for what was left before
+    monkeypatch.setattr(flusher, "_GATHER_SECONDS", 20.0)
+    for thread in ("t", "u"):
+        put_chain(saver, thread, range(2))
+        core.wake([thread])
+        assert 0 < core._pause() <= 20
+    with core._cond:
+        core._urgent_at = 0.0  # the moment is over
+        core._cond.notify_all()
+    wait_until(lambda: rows.checkpoints("t") == rows.checkpoints("u") == 2)
+    found = rows.conn.execute("SELECT DISTINCT xmin FROM checkpoints WHERE thread_id IN ('t', 'u')").fetchall()
+    assert len(found) == 1
 
 
 def test_close_flushes_what_this_process_has_put(make: Any, rows: Rows) -> None:
