@@ -19,6 +19,7 @@ from checkpointer.flush.session import Session
 from checkpointer.hooks import HookContext, Hooks, load_hook, renew_in_child, target_identity
 from checkpointer.operations import Operations
 from checkpointer.puts import Puts
+from checkpointer.run_streams import RunStreams
 from checkpointer.store.clients import PostgresSide
 from checkpointer.tiers import Tier
 from checkpointer.watermarks import WaterMarks
@@ -82,6 +83,7 @@ class Core:
             self.marks,
         )
         self.operations = Operations(self.commands, self.ledger, options, self.flusher, self.puts, emit)
+        self.run_streams = RunStreams()
         self._closed = False
         context = HookContext(
             connect_postgres=self.postgres.for_hook,
@@ -90,6 +92,7 @@ class Core:
             identity=target_identity(
                 self.postgres.conninfo, redis if isinstance(redis, str) else "", options.key_prefix
             ),
+            run_streams=self.run_streams,
         )
         for name in options.hooks:
             self.hooks.add(load_hook(name, context), name=name)
@@ -147,12 +150,13 @@ class Core:
         self._closed = True
         self.flusher.close(self.options.close_timeout)
         self.hooks.close()
+        self.run_streams.close()
         self.redis.close()
         self.postgres.close()
 
     def forget(self) -> None:
         """In a forked child: start anew; the parent's connections and debts stay the parent's."""
-        for owner in (self.redis_tier, self.postgres_tier, self.marks, self.puts):
+        for owner in (self.redis_tier, self.postgres_tier, self.marks, self.puts, self.run_streams):
             owner.renew_lock()
         self.redis.forget()
         self.postgres.forget()

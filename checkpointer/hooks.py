@@ -19,13 +19,14 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, cast
 
 from checkpointer.errors import ClosedError, ConfigurationError
 from checkpointer.events import CheckpointEvent
+from checkpointer.run_streams import RunStreams
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -73,12 +74,14 @@ class HookContext:
         connect_redis: Makes a new client with byte replies, no retries and timeouts of two seconds.
         prefix: What Redis keys begin with, made of letters, digits, `_`, `.`, `-` and `:`; one for each schema.
         identity: Unique for this database, Redis and prefix together; fit for a file name.
+        run_streams: The streams of the runs that use the saver.
     """
 
     connect_postgres: Callable[[], psycopg.Connection[Any]]
     connect_redis: Callable[[], redis.Redis]
     prefix: str
     identity: str
+    run_streams: RunStreams = field(default_factory=RunStreams)
 
 
 def target_identity(conninfo: str, redis_url: str, prefix: str) -> str:

@@ -20,8 +20,9 @@ from checkpointer.errors import (
     BufferUnavailableError,
     FlushIncompleteError,
     StoreUnavailableError,
+    TierUnavailableError,
 )
-from checkpointer.events import CheckpointEvent
+from checkpointer.events import CheckpointEvent, describe_error
 from checkpointer.flush.barriers import flush_first
 from checkpointer.flush.session import check_partitions
 from checkpointer.merge import (
@@ -69,6 +70,8 @@ T = TypeVar("T")
 
 # LangGraph gives this to the saver only inside a run; without it the first put costs a round trip more, no more.
 _OF_A_RUN = "__pregel_runtime"
+_TELL_AGAIN_SECONDS = 60.0
+_TOLD_THREADS = 10_000
 
 
 @dataclass(slots=True)
@@ -154,6 +157,8 @@ class Operations:
         self._buffer_checked = False
         self._is_ready = False
         self._unsafe: set[str] = set()
+        # Threads of which was told that a read could not be verified, and when to tell of it again.
+        self._tell_again: dict[str | None, float] = {}
 
     # -- the door ------------------------------------------------------------------------------------------------
 
@@ -407,9 +412,10 @@ class Operations:
         self, address: Address, found: BufferRead, cause: StoreUnavailableError, *, is_all: bool = True
     ) -> None:
         """Check that Redis alone may answer while Postgres is away: it has all, and nothing went around it."""
-        if self._options.on_unverifiable == "serve":
-            return
         if not is_all or found.is_stale or self._ledger.is_passed(address.thread_id):
+            if self._options.on_unverifiable == "serve":
+                self._tell_unverified(address.thread_id, cause, "Postgres", "Redis")
+                return
             raise StoreUnavailableError(
                 f"Postgres cannot be reached, and Redis does not hold all of thread {address.thread_id!r}. Try again "
                 "when Postgres is back, or set on_unverifiable='serve' to read what Redis has."
@@ -431,8 +437,6 @@ class Operations:
         It may for threads that are not open, and for the namespace of a subgraph call (it ends in its task's id) of
         a thread that this process is working on, if nothing of it is buffered: nobody else has written there.
         """
-        if self._options.on_unverifiable == "serve":
-            return
         if thread_id is None:
             mine = bool(self._ledger.records)
         else:
@@ -446,12 +450,37 @@ class Operations:
                 return
         if not mine and not (yield Query(*threads.is_open(self._options.prefix, thread_id)))[0]["open"]:
             return
+        if self._options.on_unverifiable == "serve":
+            self._tell_unverified(thread_id, cause, "Redis", "Postgres")
+            return
         whose = "threads" if thread_id is None else f"thread {thread_id!r}"
         raise BufferUnavailableError(
             f"Redis cannot be reached, and it may hold checkpoints of {whose} that Postgres does not have yet. Try "
             "again when Redis is back, set on_unverifiable='serve' to read what Postgres has, or, if this Redis is "
             "gone for good, run `checkpointer buffer abandon`."
         ) from cause
+
+    def _tell_unverified(self, thread_id: str | None, cause: TierUnavailableError, away: str, answers: str) -> None:
+        """Tell that a read was served although it may be an old state; of each thread once a minute."""
+        now = time.monotonic()
+        if now < self._tell_again.get(thread_id, 0.0):
+            return
+        if len(self._tell_again) >= _TOLD_THREADS:
+            self._tell_again.clear()  # so some are told sooner
+        self._tell_again[thread_id] = now + _TELL_AGAIN_SECONDS
+        self._emit(
+            CheckpointEvent(
+                name="read.unverified",
+                error_type="checkpoint_read_unverified",
+                severity="warning",
+                message=f"{away} cannot be reached; a read was answered from what {answers} has, which may not be the "
+                "latest.",
+                thread_id=thread_id,
+                operation="get_tuple" if thread_id is not None else "list",
+                error=describe_error(cause.__cause__ or cause),
+                user_notice=thread_id is not None,
+            )
+        )
 
     def _add_sends(self, snapshot: Snapshot, saver: Any) -> Generator[Step, Any, None]:
         parent = snapshot.parent_id or ""

@@ -312,10 +312,12 @@ class BufferedPostgresSaver(PostgresSaver):
             TierUnavailableError: A server is away, and the other is not known to be complete.
             InvalidConfigError: The config has no usable thread.
         """
+        self._core.run_streams.note(config)
         return self._run(self._core.operations.get_tuple(config, self))
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """See `get_tuple`."""
+        self._core.run_streams.note(config)
         return await self._arun(self._core.operations.get_tuple(config, self))
 
     def list(
@@ -368,6 +370,7 @@ class BufferedPostgresSaver(PostgresSaver):
         """
         codec = self._codec()
         put = codec.encode_put(config, checkpoint, metadata, new_versions)
+        self._core.run_streams.note(config)
         return self._run(self._core.operations.put(put, codec))
 
     async def aput(
@@ -380,6 +383,7 @@ class BufferedPostgresSaver(PostgresSaver):
         """See `put`. A put that is cancelled may have been stored."""
         codec = self._codec()
         put = codec.encode_put(config, checkpoint, metadata, new_versions)
+        self._core.run_streams.note(config)
         return await self._arun(self._core.operations.put(put, codec))
 
     def put_writes(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from checkpointer.errors import ConfigurationError
 from checkpointer.events import CheckpointEvent, Severity, describe_error, uuid7
+from observability.mappings import ag_ui_event, cloud_event, stream_chunk
 from observability.projections import user_view
 from observability.target import Observability, current
 
@@ -31,6 +32,9 @@ __all__ = [
     "subscribe_run_events",
     "read_thread_log",
     "aread_thread_log",
+    "ag_ui_event",
+    "cloud_event",
+    "stream_chunk",
 ]
 
 

@@ -226,8 +226,28 @@ def test_on_unverifiable_serve_answers_from_what_is_there(make: Any, own_servers
     saver = make(on_unverifiable="serve")
     put_one(saver, "hot")
     own_servers.postgres.kill()
-    assert saver.get_tuple(config("cold")) is None
-    assert saver.get_tuple(config("hot")) is not None
+    for _ in range(3):
+        assert saver.get_tuple(config("cold")) is None
+        assert saver.get_tuple(config("hot")) is not None
+    assert saver.hooks.flush(5)
+    told = [e for e in saver.events if e.name == "read.unverified"]
+    assert [e.thread_id for e in told] == ["cold"], "once, and not of the thread that Redis knows completely"
+    assert told[0].user_notice
+    assert told[0].error is not None
+
+
+def test_a_read_from_postgres_alone_that_may_be_old_is_told_of(make: Any, own_servers: Servers) -> None:
+    saver = make(on_unverifiable="serve", triggers=frozenset())
+    put_one(saver, "flushed")
+    assert saver.flush()
+    put_one(saver, "open")
+    own_servers.valkey.kill()
+    saver.get_tuple(config("open"))
+    assert saver.get_tuple(config("nobody")) is None
+    list(saver.list(None))
+    assert saver.hooks.flush(5)
+    told = [(e.thread_id, e.operation, e.user_notice) for e in saver.events if e.name == "read.unverified"]
+    assert told == [("open", "get_tuple", True), (None, "list", False)]
 
 
 def test_a_flush_during_an_outage_is_false_and_says_why(make: Any, own_servers: Servers) -> None:
