@@ -3,7 +3,9 @@
 A *hook* is any callable that takes a `CheckpointEvent`. Each one gets a *lane* of its own: a bounded queue
 and a daemon thread, so that a hook that hangs, raises or floods costs neither the graph nor another hook
 anything. One more lane, the *inbox*, hands events to those lanes, so that an emitter wakes one thread and
-not one for each hook. Not here: what the standard hooks do (`observability/hooks/`) and the making of events.
+not one for each hook. What a hook misses, by its own fault or by being too slow, is an event for the others:
+`hook.failing`, `hook.dropped`, `hook.stuck`, `hook.recovered`. A hook that keeps failing *rests* for a while: it is
+given nothing but criticals. Not here: what the standard hooks do (`observability/hooks/`) and the making of events.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, cast
 
 from checkpointer.errors import ClosedError, ConfigurationError
-from checkpointer.events import CheckpointEvent
+from checkpointer.events import CheckpointEvent, describe_error
 from checkpointer.run_streams import RunStreams
 
 if TYPE_CHECKING:
@@ -46,6 +48,12 @@ ENTRY_POINT_GROUP = "checkpointer.hooks"
 logger = logging.getLogger("checkpointer.hooks")
 
 _REPORT_INTERVAL = 10.0
+# How long a hook may take for one event. One that is async is ended then; a plain one cannot be, and is told of.
+_DEADLINE = 30.0
+# After so many failures in a row a hook rests, at first and at most so long, in seconds.
+_FAILURES_TO_REST = 5
+_FIRST_REST = 1.0
+_LONGEST_REST = 60.0
 _EXIT_TIMEOUT = 2.0
 _STOP = object()
 # The inbox holds what a burst leaves before its thread gets the interpreter, for any number of hooks.
@@ -98,6 +106,7 @@ class HookStats:
         failed: The hook raised.
         dropped_full: Its queue had no room.
         dropped_closed: They came after `close()`.
+        skipped: It had failed several times in a row, and was resting.
         queued: Waiting, or being handled right now.
     """
 
@@ -105,6 +114,7 @@ class HookStats:
     failed: int = 0
     dropped_full: int = 0
     dropped_closed: int = 0
+    skipped: int = 0
     queued: int = 0
 
 
@@ -118,11 +128,27 @@ class _Emitted:
 
 
 class _Lane:
-    """A bounded queue, the thread that empties it into a function, and counters."""
+    """A bounded queue, the thread that empties it into a function, and counters.
 
-    def __init__(self, handle: Callable[[Any], Any], name: str, capacity: int, reserved: int) -> None:
+    Args:
+        handle: The function; may be async.
+        name: For threads, counters and reports.
+        capacity: How many items may wait.
+        reserved: How many of those places only critical ones may take.
+        tell: Takes what this lane says of itself.
+    """
+
+    def __init__(
+        self,
+        handle: Callable[[Any], Any],
+        name: str,
+        capacity: int,
+        reserved: int,
+        tell: Callable[[_Lane, CheckpointEvent], None],
+    ) -> None:
         self.name = name
         self._handle = handle
+        self._tell = tell
         self._capacity = capacity
         self._reserved = reserved
         self.renew()
@@ -143,7 +169,14 @@ class _Lane:
         self._failed = 0
         self._dropped_full = 0
         self._dropped_closed = 0
+        self._skipped = 0
+        self._busy_since: float | None = None
+        self._is_stuck = False
+        self._in_a_row = 0
+        self._rest = _FIRST_REST
+        self._rests_until = 0.0
         self._unreported_failures = 0
+        self._unreported_skips = 0
         self._reported_drops = 0
         self._next_report = 0.0
 
@@ -158,7 +191,7 @@ class _Lane:
                 self._dropped_full += 1
                 return
             self._accepted += 1
-            self._queue.put(item)
+            self._queue.put((item, critical))
             if self._thread is None:
                 self._start()
 
@@ -197,10 +230,11 @@ class _Lane:
     def stats(self) -> HookStats:
         with self._lock:
             return HookStats(
-                delivered=self._handled - self._failed,
+                delivered=self._handled - self._failed - self._skipped,
                 failed=self._failed,
                 dropped_full=self._dropped_full,
                 dropped_closed=self._dropped_closed,
+                skipped=self._skipped,
                 queued=self._accepted - self._handled,
             )
 
@@ -219,19 +253,41 @@ class _Lane:
         # Makes no loop until an async hook needs one.
         runner = asyncio.Runner()
         try:
-            while (item := queue.get()) is not _STOP:
-                failed = self._call(runner, self._handle, item)
+            while (taken := queue.get()) is not _STOP:
+                item, critical = taken
+                skipped = time.monotonic() < self._rests_until and not critical
+                failed = not skipped and self._take(runner, item)
                 with self._progress:
                     self._handled += 1
                     self._failed += failed
+                    self._skipped += skipped
                     self._progress.notify_all()
+                self._unreported_skips += skipped
                 self._report_drops()
+            self._next_report = 0.0
+            self._report_drops()
             if self._close_hook:
                 self._call(runner, cast("Any", self._handle).close)
         finally:
             runner.close()
             # A thread started later may get the same one.
             self._ident = None
+
+    def _take(self, runner: asyncio.Runner, item: Any) -> bool:
+        """Have one item handled; return whether that failed."""
+        self._busy_since = time.monotonic()
+        failed = self._call(runner, self._handle, item)
+        self._busy_since = None
+        if failed:
+            self._in_a_row += 1
+            if self._in_a_row >= _FAILURES_TO_REST:
+                self._rests_until = time.monotonic() + self._rest
+                self._rest = min(self._rest * 2, _LONGEST_REST)
+            return True
+        if self._in_a_row >= _FAILURES_TO_REST or self._is_stuck:
+            self._say("hook.recovered", f"Hook {self.name} works again.", {})
+        self._in_a_row, self._rest, self._rests_until, self._is_stuck = 0, _FIRST_REST, 0.0, False
+        return False
 
     def _call(self, runner: asyncio.Runner, function: Callable[..., Any], *args: Any) -> bool:
         """Call and, if need be, await; return whether it failed."""
@@ -240,17 +296,29 @@ class _Lane:
             if inspect.isawaitable(result):
                 runner.run(_await(result))
         # BaseException: a hook that raises SystemExit or CancelledError must not end its lane either.
-        except BaseException:  # noqa: BLE001 - logged by the next line
-            self._report_failure()
+        except BaseException as exc:  # noqa: BLE001 - reported by the next line
+            self._report_failure(exc)
             return True
         return False
 
-    def _report_failure(self) -> None:
+    def look(self, now: float) -> None:
+        """Tell of a hook that has been at one event for too long, once."""
+        since = self._busy_since
+        if since is not None and now - since > _DEADLINE and not self._is_stuck:
+            self._is_stuck = True
+            message = f"Hook {self.name} has been at one event for {now - since:.0f} s; others wait behind it."
+            self._say("hook.stuck", message, {"seconds": round(now - since, 1), "queued": self.stats().queued})
+
+    def _report_failure(self, exc: BaseException) -> None:
         self._unreported_failures += 1
         if time.monotonic() < self._next_report:
             return
         count, self._unreported_failures = self._unreported_failures, 0
         self._log("hook %s failed (%d times since the last report)", count, with_stack=True)
+        skips, self._unreported_skips = self._unreported_skips, 0
+        left_out = f", and was spared {skips} events meanwhile" if skips else ""
+        message = f"Hook {self.name} failed {count} times since the last report{left_out}."
+        self._say("hook.failing", message, {"failed": count, "skipped": skips}, exc)
 
     def _report_drops(self) -> None:
         # Here and not in `offer`, since logging may block.
@@ -259,6 +327,24 @@ class _Lane:
             return
         self._reported_drops += dropped
         self._log("hook %s is too slow: %d events were not delivered to it", dropped, with_stack=False)
+        message = f"Hook {self.name} is too slow: {dropped} events were not delivered to it."
+        self._say("hook.dropped", message, {"dropped": dropped})
+
+    def _say(self, name: str, message: str, context: dict[str, Any], exc: BaseException | None = None) -> None:
+        is_over = name == "hook.recovered"
+        self._tell(
+            self,
+            CheckpointEvent(
+                name=name,
+                error_type=None if is_over else "hook_error",
+                severity="info" if is_over else "warning",
+                message=message,
+                component="hooks",
+                outcome="recovered" if is_over else None,
+                error=None if exc is None else describe_error(exc),
+                context={"hook": self.name, **context},
+            ),
+        )
 
     def _log(self, message: str, count: int, *, with_stack: bool) -> None:
         self._next_report = time.monotonic() + _REPORT_INTERVAL
@@ -268,7 +354,8 @@ class _Lane:
 
 
 async def _await(result: Awaitable[Any]) -> Any:
-    return await result
+    async with asyncio.timeout(_DEADLINE):
+        return await result
 
 
 class Hooks:
@@ -290,7 +377,7 @@ class Hooks:
         self._lock = threading.RLock()
         # Replaced, never changed, so that `emit` can take it along without a lock.
         self._lanes: tuple[_Lane, ...] = ()
-        self._inbox = _Lane(_distribute, "inbox", capacity * _INBOX_FACTOR, reserved * _INBOX_FACTOR)
+        self._inbox = _Lane(_distribute, "inbox", capacity * _INBOX_FACTOR, reserved * _INBOX_FACTOR, self._tell)
         self._closed = False
         _open_hooks.add(self)
         renew_in_child(self._renew)
@@ -319,7 +406,7 @@ class Hooks:
             while unique in taken:
                 number += 1
                 unique = f"{base}-{number}"
-            lane = _Lane(hook, unique, self._capacity, self._reserved)
+            lane = _Lane(hook, unique, self._capacity, self._reserved, self._tell)
             self._lanes = (*self._lanes, lane)
 
         def unsubscribe() -> None:
@@ -337,6 +424,10 @@ class Hooks:
             source = next((lane for lane in lanes if lane.is_current()), None)
             emitted = _Emitted(event, source, lanes)
             self._inbox.offer(emitted, critical=event.severity == "critical")
+
+    def _tell(self, lane: _Lane, event: CheckpointEvent) -> None:
+        """Offer what a lane says of itself to the others; its own hook would only be given more to fail at."""
+        self._inbox.offer(_Emitted(event, lane, self._lanes), critical=False)
 
     def stats(self) -> dict[str, HookStats]:
         """Return the counters of each hook by its name."""
@@ -394,7 +485,9 @@ class Hooks:
 
 def _distribute(emitted: _Emitted) -> None:
     critical = emitted.event.severity == "critical"
+    now = time.monotonic()
     for lane in emitted.lanes:
+        lane.look(now)
         if lane is not emitted.source:
             lane.offer(emitted.event, critical=critical)
 

@@ -16,7 +16,7 @@ from observability.projections import user_view
 ROOT = Path(__file__).parents[1]
 NAME = re.compile(r"[a-z_]+\.[a-z_]+")
 # The functions that make events; their fields are constants where the event is always the same.
-MAKERS = {"CheckpointEvent", "event", "_tell", "_resolved"}
+MAKERS = {"CheckpointEvent", "event", "_tell", "_resolved", "_say"}
 
 
 def emitted() -> list[tuple[str, dict[str, Any]]]:
