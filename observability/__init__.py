@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from checkpointer.errors import ConfigurationError
 from checkpointer.events import CheckpointEvent, Severity, describe_error, uuid7
+from observability.log_handler import ThreadLogHandler
 from observability.mappings import ag_ui_event, cloud_event, stream_chunk
 from observability.projections import user_view
 from observability.target import Observability, current
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Observability",
+    "ThreadLogHandler",
     "log_system_error",
     "log_system_error_sync",
     "emit_log",

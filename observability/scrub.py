@@ -66,6 +66,16 @@ def safe_text(text: str, limit: int = _TEXT_LIMIT) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+# Everything that a terminal or a viewer of logs takes for more than a character: control characters, line separators,
+# and those that turn the direction of what follows.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def one_line(text: str) -> str:
+    """Return text that stays in its line of a log, whatever it holds: control characters are spelled out."""
+    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
 def safe_name(text: str, limit: int = 1_000) -> str:
     """Return an identifier or a type as text of at most `limit` bytes: more does not fit into an index.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from observability.scrub import safe_text
+from observability.scrub import one_line, safe_text
 
 if TYPE_CHECKING:
     from checkpointer.events import CheckpointEvent, Severity
@@ -49,7 +49,9 @@ def _line(event: CheckpointEvent) -> str:
         "exception": event.error and f"{event.error.type}: {event.error.message}",
     }
     said = [f"{name}={value}" for name, value in facts.items() if value is not None]
-    line = safe_text(" ".join([f"{event.name}: {event.message}", *said])).replace("\n", "\\n").replace("\r", "\\r")
+    line = one_line(safe_text(" ".join([f"{event.name}: {event.message}", *said])))
     if event.severity == "critical" and event.error and event.error.stack:
-        return f"{line}\n{safe_text(event.error.stack, 16_000)}"
+        # Behind a bar, so that no line of a message in it can pass for one of the log.
+        stack = safe_text(event.error.stack, 16_000).rstrip("\n").split("\n")
+        return "\n".join([line, *(f"  | {one_line(part)}" for part in stack)])
     return line

@@ -135,5 +135,21 @@ def test_the_console_writes_one_line_and_the_stack_of_a_critical_one(caplog: pyt
     assert "\n" not in warning
     assert critical.startswith("flush.failed: the flush failed thread=t")
     assert "checkpoints=2" in critical
-    assert "in event\n    raise RuntimeError" in critical
+    assert "in event\n  |     raise RuntimeError" in critical
     assert "hunter2" not in caplog.text
+
+
+def test_nothing_in_an_event_can_forge_a_line_of_the_log_or_steer_a_terminal(caplog: pytest.LogCaptureFixture) -> None:
+    hostile = "x\n2026-01-01 INFO all is well\r\x1b[2J\x9b31m\u2028\u202egnp\x85\x07"
+    try:
+        raise ValueError(hostile)
+    except ValueError as exc:
+        told = event(message=hostile, thread_id=hostile, error=describe_error(exc), operation=hostile)
+    hook = load_hook("console", HookContext(unreachable, unreachable, "p", "p"))
+    with caplog.at_level(logging.INFO, "checkpointer.events"):
+        hook(told)
+    first, *stack = caplog.records[0].getMessage().split("\n")
+    assert first.startswith("flush.failed: x\\n2026-01-01 INFO all is well\\r\\x1b[2J\\x9b31m\\u2028\\u202egnp")
+    assert all(line.startswith("  | ") for line in stack)
+    assert any("all is well" in line for line in stack)
+    assert not set(caplog.records[0].getMessage()) & set("\r\x1b\x9b\u2028\u202e\x85\x07")
