@@ -16,7 +16,9 @@ import pytest
 import redis
 from typer.testing import CliRunner
 
-from benchmarks import measure, report, targets
+import benchmarks
+import checkpointer
+from benchmarks import measure, report, targets, where
 from benchmarks.__main__ import app
 from benchmarks.contenders import CONTENDERS, LOCK_FREE, LUA, MEMORY, OURS, POOLED, STOCK
 from benchmarks.measure import Measure, Measures, Results
@@ -66,6 +68,39 @@ def test_the_smoke_run_measures_every_load_and_judges_every_target(servers: Addr
     assert sorted(path.stem for path in folder.glob("*.svg")) == sorted(PICTURES)
     for path in folder.glob("*.svg"):
         assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_a_profile_names_the_parts_of_a_put_and_of_a_flush(servers: Addresses) -> None:
+    arguments = ["--rounds", "1", "--postgres-uri", servers.postgres_uri, "--redis-url", servers.redis_url]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.where", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    put, flush = done.stdout.split("\n| put |")[1].split("\n| flush |")
+    for table, parts in (
+        (put, ("checkpointer/puts.py", "checkpointer/buffer/pipes.py", "langgraph.checkpoint.serde", "**all**")),
+        (flush, ("checkpointer/flush/session.py", "checkpointer/store/writes.py", "psycopg", "**all**")),
+    ):
+        rows = {row.split(" | ")[0].removeprefix("| "): row for row in table.splitlines()}
+        for part in parts:
+            _, share, microseconds, calls = rows[part].removesuffix(" |").split(" | ")
+            assert float(share.removesuffix("%")) > 0
+            assert float(microseconds) > 0
+            assert float(calls) > 0
+
+
+@pytest.mark.parametrize(
+    ("path", "part"),
+    [
+        (Path(checkpointer.__file__).parent / "flush" / "flusher.py", "checkpointer/flush/flusher.py"),
+        (Path(psycopg.__file__), "psycopg"),
+        (Path(json.__file__), "Python: json"),
+        (Path("<string>"), "Python: named tuples"),
+        (Path(str(benchmarks.__file__)), "the caller"),
+    ],
+)
+def test_a_source_file_belongs_to_a_part(path: Path, part: str) -> None:
+    assert where.part_of(path) == part
 
 
 def test_table_and_pictures_are_made_anew_from_a_file(tmp_path: Path) -> None:
