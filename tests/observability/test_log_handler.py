@@ -132,7 +132,10 @@ def test_what_storing_a_line_logs_is_not_stored_again(target: Observability, nam
     assert lines(target) == []
 
 
-def test_hostile_text_and_ids_are_kept_as_text(logger: logging.Logger, target: Observability) -> None:
+def test_hostile_text_and_ids_are_kept_as_text(
+    logger: logging.Logger, target: Observability, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logger, "propagate", False)  # what pytest captures has to be UTF-8
     hostile = "t\x00\r\n\ud800'; DROP TABLE thread_logs; --"
     logger.info("a\x00b\ud800 password=hunter2 %s", "{}%", extra={"thread_id": hostile})
     [(level, message)] = lines(target, hostile)
