@@ -19,7 +19,6 @@ import contextlib
 import cProfile
 import gc
 import sysconfig
-import threading
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -31,11 +30,9 @@ from benchmarks import servers
 from benchmarks.lab import Face
 from benchmarks.states import Run, messages
 from checkpointer import BufferedPostgresSaver
+from checkpointer.flush.session import Progress, Session
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from types import FrameType
-
     from benchmarks.servers import Place
 
 THREADS = 50
@@ -75,23 +72,6 @@ def part_of(path: Path) -> str:
     return "Python: named tuples" if str(path) == "<string>" else "the caller"
 
 
-@contextlib.contextmanager
-def profiled_threads() -> Iterator[list[cProfile.Profile]]:
-    """Profile each thread that begins in the block; what they did is complete once they have ended."""
-    profiles: list[cProfile.Profile] = []
-
-    def begin(frame: FrameType, event: str, arg: Any) -> None:
-        profile = cProfile.Profile(time.thread_time, builtins=False)
-        profiles.append(profile)
-        profile.enable()  # takes this function's place in this thread
-
-    threading.setprofile(begin)
-    try:
-        yield profiles
-    finally:
-        threading.setprofile(None)
-
-
 async def put(saver: BufferedPostgresSaver, place: Place, profile: cProfile.Profile | None) -> float:
     """Put checkpoints and writes; returns the microseconds of processor time that this thread has spent on each."""
     runs = [Run(Face(saver, "async"), place.thread(), messages()) for _ in range(THREADS)]
@@ -111,9 +91,16 @@ async def put(saver: BufferedPostgresSaver, place: Place, profile: cProfile.Prof
     return (time.thread_time() - begin) * 1e6 / (THREADS * STEPS)
 
 
-async def flush(saver: BufferedPostgresSaver) -> float:
+async def flush(saver: BufferedPostgresSaver, profile: cProfile.Profile | None) -> float:
     """Bring everything to Postgres; returns the microseconds of this process for each checkpoint."""
+    flusher = saver._core.flusher
+
+    def work(session: Session) -> None:
+        with profile or contextlib.nullcontext():
+            flusher.flush_threads(session, flusher.ledger.threads(), None, Progress())
+
     begin = time.process_time()
+    await asyncio.wrap_future(flusher.submit(work))  # in the flusher's thread: there is one profiler at a time
     report = await saver.aflush()
     if not report:
         raise RuntimeError(f"the flush has failed: {report}")
@@ -133,19 +120,18 @@ async def measure(place: Place, rounds: int) -> tuple[dict[str, list[float]], di
     for number in range(rounds + 1):
         async with opened() as saver:
             await saver.asetup()
-            puts, flushed = await put(saver, place, None), await flush(saver)
+            puts, flushed = await put(saver, place, None), await flush(saver, None)
         profile = cProfile.Profile(time.thread_time, builtins=False)
-        with profiled_threads() as profiles:
-            async with opened() as saver:
-                await saver.asetup()
-                await put(saver, place, profile)
-                await flush(saver)
+        flushing = cProfile.Profile(time.thread_time, builtins=False)
+        async with opened() as saver:
+            await saver.asetup()
+            await put(saver, place, profile)
+            await flush(saver, flushing)
         if number:  # the first warms up
             times["put"].append(puts)
             times["flush"].append(flushed)
             parts["put"].add(profile)
-            for other in profiles:
-                parts["flush"].add(other)
+            parts["flush"].add(flushing)
     return times, parts
 
 

@@ -41,6 +41,9 @@ Given = Connection[Any] | ConnectionPool[Any] | AsyncConnectionPool[Any] | Async
 
 # A server that takes no writes (a fail-over, a full disk at some providers) is as good as none for those who write.
 _DOWN = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.ReadOnlySqlTransaction, OSError)
+# A transaction under an isolation level that the database has as its default may lose a race, and is then repeated.
+_LOST_RACE = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)
+_RACES = 10
 _NO_POINT_IN_RETRYING = (PoolTimeout, PoolClosed, TooManyRequests, NoAnswerError)
 
 # A connection that is silent for so long while the server answers others was cut off by something between.
@@ -334,7 +337,7 @@ class PostgresSide:
     def _fetch(self, pool: SyncPool, query: Query, meanwhile: Callable[[], None] | None) -> list[DictRow]:
         limit = self.work_limit if query.patient else self._limit
         begun = self._tier.check()  # those who were before may have found it gone
-        for stale in range(pool.max_size, -1, -1):
+        for left in range(max(pool.max_size, _RACES), -1, -1):
             conn: Connection[DictRow] | None = None
             try:
                 with pool.connection(self._timeout) as conn, limited(conn, limit, meanwhile):
@@ -353,7 +356,8 @@ class PostgresSide:
             except _DOWN as exc:
                 if isinstance(exc, NoAnswerError) and pool is not self._given_pool:
                     pool.drain()  # the others may be as dead, and each would cost a time-out
-                if not stale or isinstance(exc, _NO_POINT_IN_RETRYING) or not (conn and conn.broken):
+                is_passing = isinstance(exc, _LOST_RACE) or (conn and conn.broken)
+                if not left or isinstance(exc, _NO_POINT_IN_RETRYING) or not is_passing:
                     raise self._tier.failed(exc) from exc
             else:
                 self._tier.succeeded(begun)
@@ -370,7 +374,7 @@ class PostgresSide:
     async def _afetch(self, pool: AsyncPool, query: Query) -> list[DictRow]:
         limit = self.work_limit if query.patient else self._limit
         begun = self._tier.check()  # those who were before may have found it gone
-        for stale in range(pool.max_size, -1, -1):
+        for left in range(max(pool.max_size, _RACES), -1, -1):
             conn: AsyncConnection[DictRow] | None = None
             try:
                 async with pool.connection(self._timeout) as conn:
@@ -390,7 +394,8 @@ class PostgresSide:
             except _DOWN as exc:
                 if isinstance(exc, NoAnswerError) and pool is not self._given_apool:
                     await pool.drain()
-                if not stale or isinstance(exc, _NO_POINT_IN_RETRYING) or not (conn and conn.broken):
+                is_passing = isinstance(exc, _LOST_RACE) or (conn and conn.broken)
+                if not left or isinstance(exc, _NO_POINT_IN_RETRYING) or not is_passing:
                     raise self._tier.failed(exc) from exc
             else:
                 self._tier.succeeded(begun)

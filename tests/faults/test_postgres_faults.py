@@ -195,7 +195,7 @@ def test_where_serializable_is_the_default_concurrent_writers_lose_nothing(bench
         worker.start()
     for worker in workers:
         worker.join(60)
-    assert not trouble, trouble
+    assert not trouble, [(one, one.__cause__) for one in trouble]
     for saver in savers:
         bench.recovered(saver)
     with psycopg.connect(bench.postgres_uri, autocommit=True) as admin:
@@ -224,3 +224,30 @@ def test_more_callers_than_a_slow_postgres_can_answer_in_time_are_no_outage(benc
             assert list(threads.map(lambda n: saver.get_tuple(config_of(f"t{n}")), range(many))) == [None] * many
     bench.postgres.reply_delay = 0.0
     assert not saver.named("backend.down")
+
+
+_RACES = """
+CREATE SEQUENCE races;
+CREATE FUNCTION lose() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF nextval('races') <= 3 THEN
+        RAISE EXCEPTION 'could not serialize access' USING ERRCODE = '40001';
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER lose BEFORE INSERT ON checkpoint_buffer_threads FOR EACH ROW EXECUTE FUNCTION lose();
+"""
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+async def test_a_read_that_loses_a_race_in_postgres_is_repeated_and_no_outage(bench: Bench, asynchronous: bool) -> None:
+    saver = bench.saver(triggers=frozenset(), pool_size=1)
+    with psycopg.connect(bench.postgres_uri, autocommit=True) as admin:
+        admin.execute(_RACES)
+        of_a_run: Any = {"configurable": {**config_of("t")["configurable"], "__pregel_runtime": None}}
+        assert (await saver.aget_tuple(of_a_run) if asynchronous else saver.get_tuple(of_a_run)) is None
+        assert admin.execute("SELECT last_value FROM races").fetchone() == (4,)
+    assert saver.hooks.flush(5)
+    assert "backend.down" not in [event.name for event in saver.events]
+    if asynchronous:
+        await saver.aclose()
