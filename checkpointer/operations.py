@@ -47,6 +47,7 @@ from checkpointer.records import (
     checked_text,
     thread_text,
 )
+from checkpointer.run_streams import RUNTIME
 from checkpointer.sanitize import dump_json, load_json
 from checkpointer.steps import Both, Flushed, Job, ServerInfo
 from checkpointer.store import delta, reads, threads
@@ -68,8 +69,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# LangGraph gives this to the saver only inside a run; without it the first put costs a round trip more, no more.
-_OF_A_RUN = "__pregel_runtime"
 _TELL_AGAIN_SECONDS = 60.0
 _TOLD_THREADS = 10_000
 
@@ -264,7 +263,7 @@ class Operations:
         checkpoint_id = get_checkpoint_id(config) or None
         yield from self.ready()
         # A run that reads is about to put: Postgres is told in the same breath.
-        snapshot = yield from self._snapshot(address, checkpoint_id, opening=_OF_A_RUN in config["configurable"])
+        snapshot = yield from self._snapshot(address, checkpoint_id, opening=RUNTIME in config["configurable"])
         if snapshot is None:
             return None
         if snapshot.needs_sends:

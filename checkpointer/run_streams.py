@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
     from langchain_core.runnables import RunnableConfig
 
-_RUNTIME = "__pregel_runtime"
+RUNTIME = "__pregel_runtime"
+"""The key of a config under which LangGraph hands over what belongs to a run; absent outside of runs."""
+
 # Inner graphs with threads of their own are forgotten when no run is left; this bounds those of a server that never is.
 _KNOWN_RUNS = 10_000
 # The writer asks for the namespace of whoever writes: at the root every watcher sees it.
@@ -59,7 +61,7 @@ class RunStreams:
         if not self._watches:
             return
         configurable = config.get("configurable") or {}
-        writer = getattr(configurable.get(_RUNTIME), "stream_writer", None)
+        writer = getattr(configurable.get(RUNTIME), "stream_writer", None)
         if callable(writer):
             thread_id = str(configurable.get("thread_id"))
             with self._lock:
