@@ -482,7 +482,7 @@ def test_bulk_delete_takes_only_what_was_resolved_before(store: Connection) -> N
     lines = run(store, reading.audit(action="bulk_delete")).rows
     assert sorted(number for line in lines for number in line["details"]["ids"]) == old
     for limit in (0, 1_001):
-        with pytest.raises(ConfigurationError, match="1 to 1,?000"):
+        with pytest.raises(ConfigurationError, match=r"1 to 1,?000"):
             run(store, acting.bulk_delete(NOON, actor="ann", limit=limit))
 
 
