@@ -1,19 +1,19 @@
 """The commands `checkpointer serve` and `checkpointer tokens ...`.
 
-Not here: what is served (`observability/api/`), and how a command connects and prints (`cli.py`).
+Not here: what is served (`observability/api/`), and how a command connects (`cli_connections.py`) and prints
+(`cli_output.py`).
 """
 
 # No `from __future__ import annotations`: see `cli.py`.
 
-import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
-from checkpointer import search_path
-from checkpointer.cli_dead_letters import Connect, who
+from checkpointer import cli_output, search_path
+from checkpointer.cli_connections import Connect, who
 from checkpointer.errors import ConfigurationError
 from observability import tokens
 from observability.errors.statements import run
@@ -72,7 +72,7 @@ def add_commands(
 
     def echo(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
         if as_json:
-            typer.echo(json.dumps(rows, indent=2, default=str))
+            cli_output.print_json(rows)
         else:
             print_table([{name: _cell(value) for name, value in row.items()} for row in rows])
 
@@ -82,6 +82,7 @@ def add_commands(
         scope: Annotated[list[str] | None, scope_option] = None,
         days: Annotated[int, days_option] = 90,
         never_expires: Annotated[bool, never_option] = False,
+        as_json: Annotated[bool, json_option] = False,
         postgres_uri: Annotated[str | None, postgres_option] = None,
         redis_url: Annotated[str | None, redis_option] = None,
         in_schema: Annotated[str | None, schema_option] = None,
@@ -90,7 +91,10 @@ def add_commands(
         expires_at = None if never_expires else datetime.now(UTC) + timedelta(days=days)
         with connect(postgres_uri, in_schema) as conn:
             made = run(conn, tokens.create(name, scope or ["read"], actor=who(), expires_at=expires_at))
-        typer.echo(made.token)
+        if as_json:
+            cli_output.print_json({"id": made.id, "token": made.token})
+        else:
+            typer.echo(made.token)
 
     @group.command("list")
     def list_tokens(

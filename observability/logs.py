@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from psycopg.rows import dict_row
 
 from checkpointer.errors import StoreUnavailableError
+from observability.following import AsyncFollower, Follower, Following, log_source
 from observability.links import AwayError
 from observability.outbox import Outbox, Table, Values
 from observability.scrub import safe_json, safe_name, safe_text
@@ -111,6 +112,14 @@ class ThreadLog:
         # Lines that waited for Postgres have a later id than their time says.
         return sorted(rows, key=lambda row: str(row["created_at"]))
 
+    def follow(self, thread_id: str, lines: int) -> Follower:
+        """Return an iterator over the last `lines` lines of a thread and those that come, in the form of `read`."""
+        return Follower(Following(log_source(thread_id), lines), self._postgres, as_line)
+
+    def afollow(self, thread_id: str, lines: int) -> AsyncFollower:
+        """As `follow`, for an event loop."""
+        return AsyncFollower(Following(log_source(thread_id), lines), self._postgres, as_line)
+
     def _show(self, line: Values) -> None:
         key = self._key(line["thread_id"])
 
@@ -137,7 +146,12 @@ class ThreadLog:
 def _select(connection: psycopg.Connection[Any], thread_id: str, limit: int) -> list[dict[str, Any]]:
     with connection.cursor(row_factory=dict_row) as cursor:
         rows = cursor.execute(_SELECT, [thread_id, limit]).fetchall()
-    for row in rows:
-        row["event_id"] = row["event_id"] and str(row["event_id"])
-        row["created_at"] = row["created_at"] and row["created_at"].astimezone(UTC).isoformat()
-    return rows
+    return [as_line(row) for row in rows]
+
+
+def as_line(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of `thread_logs` as people get it: of JSON values, without its number."""
+    line = {name: row[name] for name in ("thread_id", "level", "message", "event_id", "context", "created_at")}
+    line["event_id"] = line["event_id"] and str(line["event_id"])
+    line["created_at"] = line["created_at"] and line["created_at"].astimezone(UTC).isoformat()
+    return line
