@@ -52,6 +52,8 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command that `sys.argv` names, and exit."""
     cli_output.tolerate_any_text()
+    # What a command has to say it says itself; `worker` and `serve` log.
+    logging.getLogger("checkpointer").addHandler(logging.NullHandler())
     try:
         app = _app()
     except ModuleNotFoundError as exc:

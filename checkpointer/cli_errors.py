@@ -176,7 +176,8 @@ def add_commands(app: "typer.Typer", common: Common) -> None:
         )
         with connect(postgres_uri, in_schema) as conn:
             page = run(conn, reading.find(filters, limit=limit, cursor=cursor))
-        _print_page("errors", page, _error_line, as_json=as_json)
+        line = _error_line if state is State.unresolved else _line_with_resolution
+        _print_page("errors", page, line, as_json=as_json)
 
     @group.command("groups")
     def list_groups(
@@ -235,7 +236,7 @@ def add_commands(app: "typer.Typer", common: Common) -> None:
                 cli_output.print_line()
                 cli_output.print_line(title)
                 _print_indented(given)
-        _print_section("Latest errors", [_error_line(error) for error in latest])
+        _print_section("Latest errors", [_line_with_resolution(error) for error in latest])
         _print_section("What was done", [_audit_line(line) for line in audit])
 
     @group.command()
@@ -589,12 +590,18 @@ def _print_indented(given: Any) -> None:
             cli_output.print_line(f"  | {line}")
     else:
         for name, value in given.items() if isinstance(given, dict) else enumerate(given):
-            cli_output.print_line(f"  | {name}: {cli_output.plain(value)}")
+            if value is not None:
+                cli_output.print_line(f"  | {name}: {cli_output.plain(value)}")
 
 
 def _error_line(row: dict[str, Any]) -> dict[str, Any]:
-    names = ("id", "created_at", "severity", "error_type", "thread_id", "error_message", "occurrences")
-    return {name: row[name] for name in names} | {"resolved": row["resolved_at"]}
+    names = ("id", "created_at", "severity", "error_type", "thread_id")
+    times = f" (x{row['occurrences']})" if row["occurrences"] > 1 else ""
+    return {name: row[name] for name in names} | {"error_message": f"{row['error_message']}{times}"}
+
+
+def _line_with_resolution(row: dict[str, Any]) -> dict[str, Any]:
+    return _error_line(row) | {name: row[name] for name in ("resolved_at", "resolved_by")}
 
 
 def _group_line(row: dict[str, Any]) -> dict[str, Any]:
@@ -609,7 +616,7 @@ def _audit_line(row: dict[str, Any]) -> dict[str, Any]:
 def _print_arrived(row: dict[str, Any]) -> None:
     thread = f"  thread {row['thread_id']}" if row["thread_id"] else ""
     times = f"  x{row['occurrences']}" if row["occurrences"] > 1 else ""
-    at = row["created_at"].astimezone(UTC).isoformat(" ", "seconds")[:19] if row["created_at"] else ""
+    at = cli_output.plain(row["created_at"])
     said = f"{row['severity']:<8}  #{row['id']} {row['error_type']}{thread}{times}: {row['error_message']}"
     cli_output.print_line(f"{at}  {said}")
     sys.stdout.flush()

@@ -8,6 +8,7 @@ Not here: how lines are stored and found (`observability/`).
 import contextlib
 import shlex
 import sys
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 from checkpointer import cli_output
@@ -74,7 +75,10 @@ def add_commands(app: "typer.Typer", common: Common) -> None:
         except StoreUnavailableError as exc:
             if not redis_url or cursor is not None:
                 raise
-            found, complete = _kept(thread_id, lines, postgres_uri, redis_url, prefix, in_schema), False
+            try:
+                found, complete = _kept(thread_id, lines, postgres_uri, redis_url, prefix, in_schema), False
+            except StoreUnavailableError as gone:
+                raise StoreUnavailableError(f"{exc} Nor can Redis, which has the last ten minutes.") from gone
             cli_output.note(f"{exc} Only what Redis has of the last ten minutes is shown.")
         if as_json:
             cli_output.print_json(
@@ -92,13 +96,13 @@ def _kept(
 ) -> list[dict[str, Any]]:
     target = open_target(check_postgres_uri(postgres_uri), redis_url, prefix=prefix, schema=schema or None)
     with contextlib.closing(target):
-        return target.log.read(thread_id, lines)
+        return target.log.tail(thread_id, lines)
 
 
 def _print(line: dict[str, Any]) -> None:
-    time = (line["created_at"] or "")[:19].replace("T", " ")
+    time = line["created_at"] and datetime.fromisoformat(line["created_at"])
     # A line of the log stays one, whatever was written to it.
-    cli_output.print_line(f"{time}  {line['level']:<8}  {line['message']}")
+    cli_output.print_line(f"{cli_output.plain(time)}  {line['level']:<8}  {line['message']}")
 
 
 def _print_at_once(line: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ standard output, what is for people beside it (progress, notes, errors) to stand
 import contextlib
 import json
 import math
+import os
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,6 +35,9 @@ __all__ = [
     "progress",
     "tolerate_any_text",
 ]
+
+_WIDTH = 200
+_LEAST = 12
 
 Advance = Callable[[int], None]
 """Says how much of the whole is done by now."""
@@ -60,16 +64,33 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
+    # Without a terminal whose width there is to keep, lines are to be found whole.
+    narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
+    console = Console(width=None if narrow else _WIDTH)
     if not rows:
         console.print("No rows.")
         return
+    columns = {name: [block(row[name]) for row in rows] for name in rows[0]}
+    unfolded = _unfolded({name: max(len(name), *map(len, cells)) for name, cells in columns.items()}, console.width)
     table = Table()
-    for column in rows[0]:
-        table.add_column(Text(column), overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(block(value)) for value in row.values()))
+    for name in columns:
+        table.add_column(Text(name), overflow="fold", no_wrap=name in unfolded)
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*map(Text, cells))
     console.print(table)
+
+
+def _unfolded(widths: Mapping[str, int], width: int) -> set[str]:
+    """Return the columns that keep their width, the narrowest first, as far as that leaves room for the others."""
+    found: set[str] = set()
+    left = width - 3 * len(widths) - 1
+    for name in sorted(widths, key=lambda one: widths[one]):
+        others = len(widths) - len(found) - 1
+        if left - widths[name] < others * _LEAST:
+            break
+        found.add(name)
+        left -= widths[name]
+    return found
 
 
 def print_fields(fields: Mapping[str, Any]) -> None:
@@ -93,12 +114,12 @@ def print_json_line(value: Any) -> None:
 
 def note(text: str) -> None:
     """Tell people something that is no part of the output."""
-    sys.stderr.write(plain(safe_text(text)) + "\n")
+    sys.stderr.write(plain(" ".join(safe_text(text).split())) + "\n")
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
     """Say in one line what happened and what to do, without secrets, and exit."""
-    note(" ".join(message.split()))
+    note(message)
     sys.exit(code)
 
 
@@ -134,7 +155,7 @@ def _text(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat(" ", "seconds")
+        return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%SZ}"
     return _dump(value, indent=None) if isinstance(value, dict | list | tuple) else str(value)
 
 

@@ -57,7 +57,9 @@ def add_commands(app: "typer.Typer", common: Common) -> None:
                 {"count": len(rows), "threads": rows, "next_cursor": page.next_after, "redis": "away" if away else "ok"}
             )
             return
-        cli_output.print_table([_line(row) for row in rows])
+        held_up = any(row["dead_letter"] for row in rows)
+        lines = [_line(row) | ({"dead_letter": row["dead_letter"]} if held_up else {}) for row in rows]
+        cli_output.print_table(lines)
         if page.next_after is not None:
             cli_output.note(f"There are more: --cursor {shlex.quote(page.next_after)}")
 
@@ -129,7 +131,6 @@ def _line(row: dict[str, Any]) -> dict[str, Any]:
         "checkpoints": count,
         "last_checkpoint_at": row["last_checkpoint_at"],
         "unflushed": unflushed,
-        "dead_letter": row["dead_letter"],
         "errors": f"{row['errors']}{worst}",
     }
 

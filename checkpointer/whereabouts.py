@@ -73,7 +73,7 @@ FROM unnest(%(names)s::text[]) WITH ORDINALITY AS t (thread_id, n)
 CROSS JOIN LATERAL (
     SELECT count(*) AS checkpoints FROM (
         SELECT FROM checkpoints c WHERE c.thread_id = t.thread_id LIMIT {COUNTED} + 1
-    ) AS some
+    ) AS few
 ) AS counted
 LEFT JOIN LATERAL (
     SELECT c.checkpoint_id, c.checkpoint ->> 'ts' AS ts FROM checkpoints c

@@ -101,16 +101,25 @@ class ThreadLog:
         """
         name = safe_name(thread_id)
         try:
-            rows = self._postgres.run(lambda connection: _select(connection, name, limit))
+            return _in_order(self._postgres.run(lambda connection: _select(connection, name, limit)))
         except AwayError as exc:
             try:
-                rows = self._redis.run(lambda client: self._tail(client, name, limit))
+                return self._tail(name, limit)
             except AwayError:
                 raise StoreUnavailableError(
                     "neither Postgres nor Redis can be reached to read the log of the thread"
                 ) from exc
-        # Lines that waited for Postgres have a later id than their time says.
-        return sorted(rows, key=lambda row: str(row["created_at"]))
+
+    def tail(self, thread_id: str, limit: int) -> list[dict[str, Any]]:
+        """Return what Redis has of the last `limit` lines of a thread, oldest first.
+
+        Raises:
+            StoreUnavailableError: Redis cannot be reached.
+        """
+        try:
+            return self._tail(safe_name(thread_id), limit)
+        except AwayError as exc:
+            raise StoreUnavailableError("Redis cannot be reached to read the end of the thread's log") from exc
 
     def follow(self, thread_id: str, lines: int) -> Follower:
         """Return an iterator over the last `lines` lines of a thread and those that come, in the form of `read`."""
@@ -135,12 +144,17 @@ class ThreadLog:
             # A tail is for those who look now; the line itself takes its own way.
             return
 
-    def _tail(self, client: redis.Redis, thread_id: str, limit: int) -> list[dict[str, Any]]:
-        entries: Any = client.xrevrange(self._key(thread_id), count=limit)
-        return [json.loads(fields[b"line"]) for _, fields in entries]
+    def _tail(self, name: str, limit: int) -> list[dict[str, Any]]:
+        entries: Any = self._redis.run(lambda client: client.xrevrange(self._key(name), count=limit))
+        return _in_order([json.loads(fields[b"line"]) for _, fields in entries])
 
     def _key(self, thread_id: str) -> bytes:
         return f"{self._prefix}:ev:log:{thread_id}".encode()
+
+
+def _in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    # Lines that waited for Postgres have a later id than their time says.
+    return sorted(rows, key=lambda row: str(row["created_at"]))
 
 
 def _select(connection: psycopg.Connection[Any], thread_id: str, limit: int) -> list[dict[str, Any]]:
