@@ -1,12 +1,16 @@
-"""Shows where the time of a put and of a flush goes: what a figure of the benchmarks is made of.
+"""Shows where the time of a put, of a flush and of a read goes: what a figure of the benchmarks is made of.
 
 Run it: python -m benchmarks.where [--rounds 5]   (private servers, unless given)
 
 *Put*: 50 tasks of one event loop put 20 checkpoints each, with one write each, and no flush beside them. *Flush*: what
-they have put is then brought to Postgres. Both are taken once without a profiler, for the time, and once with one, for
-its parts, so a part is `time x its share`; a profiler makes small functions look dearer than they are. A *part* is a
-file of this saver, or what one library does. Times are processor time, so what is waited for is not in them. Calls of
-Python functions are exact, and the same on every machine.
+they have put is then brought to Postgres. *Reads*: one thread's latest checkpoint, read 500 times, one after the other:
+hot (Redis has it; with and without `verify_reads`), cold (only Postgres has it), by the stock saver, and by
+`InMemorySaver`, which has nothing to do but decode.
+
+Each is taken once without a profiler, for the time, and once with one, for its parts, so a part is `time x its share`;
+a profiler makes small functions look dearer than they are. A *part* is a file of this saver, or what one library does.
+Times are this process's processor time, so what is waited for is not in them; of reads, the whole time is given too.
+Calls of Python functions are exact, and the same on every machine.
 
 Not here: comparisons with other savers.
 """
@@ -25,6 +29,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.postgres import PostgresSaver
+
 import checkpointer
 from benchmarks import servers
 from benchmarks.lab import Face
@@ -33,10 +40,13 @@ from checkpointer import BufferedPostgresSaver
 from checkpointer.flush.session import Progress, Session
 
 if TYPE_CHECKING:
+    from langgraph.checkpoint.base import BaseCheckpointSaver
+
     from benchmarks.servers import Place
 
 THREADS = 50
 STEPS = 20
+READS = 500
 _PACKAGE = Path(checkpointer.__file__).parent
 _SITE = Path(sysconfig.get_path("purelib"))
 _LIBRARY = Path(sysconfig.get_path("stdlib"))
@@ -69,6 +79,8 @@ def part_of(path: Path) -> str:
         return ".".join(names[: 3 if names[0] == "langgraph" else 1])
     if path.is_relative_to(_LIBRARY):
         return f"Python: {path.relative_to(_LIBRARY).with_suffix('').parts[0]}"
+    if str(path).startswith("<frozen "):
+        return "Python: importlib"
     return "Python: named tuples" if str(path) == "<string>" else "the caller"
 
 
@@ -107,6 +119,71 @@ async def flush(saver: BufferedPostgresSaver, profile: cProfile.Profile | None) 
     return (time.process_time() - begin) * 1e6 / (THREADS * STEPS)
 
 
+@dataclass
+class Read:
+    """Times and parts of one kind of read.
+
+    Attributes:
+        own: Microseconds of processor time of each round's reads.
+        whole: The same with what is waited for.
+        parts: Where it goes.
+    """
+
+    own: list[float] = field(default_factory=list)
+    whole: list[float] = field(default_factory=list)
+    parts: Parts = field(default_factory=Parts)
+
+    def take(self, saver: BaseCheckpointSaver[Any], config: Any) -> None:
+        """Read without a profiler, and with one."""
+        saver.get_tuple(config)
+        gc.collect()
+        begin, own = time.perf_counter(), time.thread_time()
+        for _ in range(READS):
+            saver.get_tuple(config)
+        self.own.append((time.thread_time() - own) * 1e6 / READS)
+        self.whole.append((time.perf_counter() - begin) * 1e6 / READS)
+        profile = cProfile.Profile(time.thread_time, builtins=False)
+        with profile:
+            for _ in range(READS):
+                saver.get_tuple(config)
+        self.parts.add(profile)
+
+
+def reads(place: Place, rounds: int) -> dict[str, Read]:
+    """Have the kinds of reads take turns."""
+    with contextlib.ExitStack() as stack:
+
+        def ours(**more: Any) -> BufferedPostgresSaver:
+            return stack.enter_context(
+                BufferedPostgresSaver.from_conn_string(
+                    place.postgres_uri, redis_url=place.redis_url, prefix=place.prefix, triggers=frozenset(), **more
+                )
+            )
+
+        stock = stack.enter_context(PostgresSaver.from_conn_string(place.postgres_uri))
+        kinds: dict[str, tuple[BaseCheckpointSaver[Any], BaseCheckpointSaver[Any]]] = {
+            "hot read": (saver := ours(), saver),
+            "hot read, unverified": (saver := ours(verify_reads=False), saver),
+            "cold read": (stock, ours()),
+            "read by the stock saver": (stock, stock),
+            "read by InMemorySaver": (memory := InMemorySaver(), memory),
+        }
+        found = {kind: Read() for kind in kinds}
+        configs = {kind: asyncio.run(_put_one(writer, place)) for kind, (writer, _) in kinds.items()}
+        for number in range(rounds + 1):
+            for kind, (_, reader) in kinds.items():
+                (found[kind] if number else Read()).take(reader, configs[kind])  # the first warms up
+        return found
+
+
+async def _put_one(saver: BaseCheckpointSaver[Any], place: Place) -> Any:
+    run = Run(Face(saver, "sync"), place.thread(), messages())
+    for _ in range(2):
+        await run.put(*run.next_checkpoint())
+        await run.put_writes()
+    return run.here
+
+
 async def measure(place: Place, rounds: int) -> tuple[dict[str, list[float]], dict[str, Parts]]:
     """Measure in turns with and without a profiler; returns the times without, and the parts with."""
     times: dict[str, list[float]] = {"put": [], "flush": []}
@@ -135,10 +212,9 @@ async def measure(place: Place, rounds: int) -> tuple[dict[str, list[float]], di
     return times, parts
 
 
-def table(name: str, microseconds: float, parts: Parts, rounds: int) -> str:
-    """Write the parts of a work as Markdown."""
+def table(name: str, microseconds: float, parts: Parts, each: int) -> str:
+    """Write the parts of a work, done so many times, as Markdown."""
     total = sum(parts.seconds.values())
-    each = THREADS * STEPS * rounds
     lines = [f"| {name} | share | µs | calls |", "| --- | --- | --- | --- |"]
     rest_seconds = rest_calls = 0.0
     for part, seconds in sorted(parts.seconds.items(), key=lambda item: -item[1]):
@@ -168,8 +244,14 @@ def main() -> None:
         for name, value in servers.describe(found).items():
             print(f"- {name}: {value}")
         times, parts = asyncio.run(measure(place, given.rounds))
+        kinds = reads(place, given.rounds)
     for work, of in times.items():
-        print(f"\n{table(work, min(of), parts[work], given.rounds)}")
+        print(f"\n{table(work, min(of), parts[work], THREADS * STEPS * given.rounds)}")
+    print("\n| read | whole time, µs | of that this process's processor time |\n| --- | --- | --- |")
+    for kind, read in kinds.items():
+        print(f"| {kind} | {min(read.whole):.0f} | {min(read.own):.0f} |")
+    for kind, read in kinds.items():
+        print(f"\n{table(kind, min(read.own), read.parts, READS * given.rounds)}")
 
 
 if __name__ == "__main__":
