@@ -529,7 +529,7 @@ class BufferedPostgresSaver(PostgresSaver):
         """Give the base class a cursor, without its lock: a pool needs none."""
         self._core.check_open()
         with (
-            self._core.postgres.pool().connection() as conn,
+            self._core.postgres.connection() as conn,
             conn.transaction(),
             conn.cursor(binary=True, row_factory=dict_row) as cur,
         ):

@@ -525,11 +525,10 @@ def test_isolation_and_commit_settings_are_forced(make: Any, postgres_uri: str, 
 
 def test_an_opening_is_on_disk_before_a_put_relies_on_it(make: Any, rows: Rows, prefix: str) -> None:
     make(triggers=frozenset())
-    address = Address("t", "")
     for sql, params in (
         threads.opening(prefix, "t", 0),
-        reads.verify(prefix, address, opening_in=0)[:2],
-        reads.latest(prefix, address, opening_in=0)[:2],
+        reads.verify(prefix, Address("u", ""), opening_in=0)[:2],
+        reads.latest(prefix, Address("v", ""), opening_in=0)[:2],
     ):
         rows.conn.execute("SET synchronous_commit = off")
         with rows.conn.transaction():
