@@ -357,7 +357,11 @@ class Flusher:
                     operation="recover",
                     outcome="recovered",
                     checkpoint_count=recovered.checkpoints,
-                    context={"threads": len(recovered.done), "writes": recovered.writes},
+                    context={
+                        "threads": len(recovered.done),
+                        "thread_ids": list(recovered.done)[:1000],
+                        "writes": recovered.writes,
+                    },
                 )
             )
 
@@ -473,6 +477,23 @@ class Flusher:
     def _settle(self, progress: Progress, owed: dict[str, int], *, strict: bool = False) -> int:
         """Take down what was paid, tell the threads that are out of trouble, and those that are in it."""
         total_lost = 0
+        # Before what is said to have recovered, which is not to pass for a proof that nothing was lost.
+        for thread, fields in progress.lost.items():
+            self._emit(
+                CheckpointEvent(
+                    name="checkpoint.lost",
+                    error_type="checkpoint_lost",
+                    severity="critical",
+                    message=f"{len(fields)} buffered records have vanished from Redis before they were flushed. Check "
+                    "maxmemory-policy (it must be noeviction) and who else writes to this server.",
+                    thread_id=thread,
+                    component="buffer",
+                    operation="flush",
+                    outcome="lost",
+                    checkpoint_count=sum(name.startswith(b"c\0") for name in fields),
+                    user_notice=True,
+                )
+            )
         for thread, upto in progress.done.items():
             self.ledger.unpin(thread)
             self._told.pop(thread, None)
@@ -535,22 +556,6 @@ class Flusher:
                     component="store",
                     operation="flush",
                     context={"changes": [{"path": change.path, "kind": change.kind}]},
-                )
-            )
-        for thread, fields in progress.lost.items():
-            self._emit(
-                CheckpointEvent(
-                    name="checkpoint.lost",
-                    error_type="checkpoint_lost",
-                    severity="critical",
-                    message=f"{len(fields)} buffered records have vanished from Redis before they were flushed. Check "
-                    "maxmemory-policy (it must be noeviction) and who else writes to this server.",
-                    thread_id=thread,
-                    component="buffer",
-                    operation="flush",
-                    outcome="lost",
-                    checkpoint_count=sum(name.startswith(b"c\0") for name in fields),
-                    user_notice=True,
                 )
             )
         for letter in progress.replayed:

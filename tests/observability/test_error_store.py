@@ -207,7 +207,9 @@ def redis_away():
     return redis.Redis(port=1, retry=Retry(NoBackoff(), 0))
 target = Observability(HookContext(away, redis_away, "unused", sys.argv[1]))
 for n in range(int(sys.argv[2])):
-    event = CheckpointEvent(name="flush.failed", severity="critical", error_type="e", message=f"row {n}")
+    event = CheckpointEvent(
+        name="flush.failed", severity="critical", error_type="e", message=f"row {n}", thread_id=f"t{n}"
+    )
     assert target.errors.add(event) == "spool"
 print("spooled", flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
@@ -259,7 +261,7 @@ def test_the_file_is_bounded_and_then_standard_error_is_used(
     target = Observability(HookContext(away, redis_away, prefix, f"full-{prefix}"))
     target.spool._max_pages = 10
     try:
-        ways = [target.errors.add(error("x" * 3_000 + f" row {n}")) for n in range(20)]
+        ways = [target.errors.add(error("x" * 3_000 + f" row {n}", thread_id=f"t{n}")) for n in range(20)]
         assert ways == sorted(ways)
         assert set(ways) == {"spool", "stderr"}
         assert "row 19" in capfd.readouterr().err
