@@ -29,8 +29,8 @@ _BURST_ROWS = 10
 _BURST_SILENCE = 10.0
 _HOLD_SECONDS = 1.0
 # Once the quota is used up: of so many kinds a row each in so long a time, and one for all others of an error type.
-_OVER_HOLD_SECONDS = 5.0
-_OVER_KINDS = 50
+_OVER_HOLD_SECONDS = 10.0
+_OVER_KINDS = 100
 # More are not told apart any longer: the oldest is forgotten, and gets a row of its own when it comes again.
 _KNOWN_BURSTS = 10_000
 _KNOWN_THREADS = 10_000

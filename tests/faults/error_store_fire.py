@@ -133,7 +133,9 @@ class Result:
                 f"rows by delivery: {counted(self.deliveries)}",
                 ", ".join(f"{name} {count}" for name, count in self.counts.items()),
                 f"counted in rows: {self.stored.total()} of {self.reported.total()}; deadlocks: {self.deadlocks}",
-                "everything is as claimed" if self.is_good else "FAILED:\n" + "\n".join(self.failures),
+                "everything is as claimed"
+                if self.is_good
+                else f"{len(self.failures)} FAILURES:\n" + "\n".join(self.failures[:20]),
             ]
         )
 
