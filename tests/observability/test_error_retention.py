@@ -34,7 +34,8 @@ def add_errors(
     db.execute(
         "INSERT INTO system_errors (error_type, severity, error_message, stack_trace, error_context, created_at, "
         "resolved_at, fingerprint) SELECT 'e', 'error', %(age)s::text, 'stack', '{}', "
-        "now() - (%(age)s::text)::interval, now() - (%(resolved)s::text)::interval, %(fingerprint)s FROM generate_series(1, %(count)s)",
+        "now() - (%(age)s::text)::interval, now() - (%(resolved)s::text)::interval, %(fingerprint)s "
+        "FROM generate_series(1, %(count)s)",
         {"age": age, "resolved": resolved, "fingerprint": fingerprint, "count": count},
     )
 
