@@ -26,7 +26,7 @@ from checkpointer.hooks import renew_in_child
 from observability.errors.fingerprint import fingerprint_of
 from observability.errors.folding import QUOTAS, Folding, Quota
 from observability.errors.ingest import SYSTEM_ERRORS
-from observability.errors.recoveries import RECOVERIES, recoveries, recovery_key
+from observability.errors.recoveries import RECOVERIES, recoveries_of, recovery_key
 from observability.projections import operator_view
 from observability.scrub import safe_name
 
@@ -86,7 +86,7 @@ class SystemErrorStore:
 
     def add_recoveries(self, event: CheckpointEvent) -> None:
         """Resolve the errors that an event shows to be over; waits for the server."""
-        for row in recoveries(event, self._prefix, _instance()):
+        for row in recoveries_of(event, self._prefix, _instance()):
             self._outbox.add(RECOVERIES, row)
 
     def flush(self) -> None:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from checkpointer.events import CheckpointEvent
 
-__all__ = ["RECOVERIES", "RecoveryTable", "recovery_key", "recoveries", "resolve_arrived"]
+__all__ = ["RECOVERIES", "RecoveryTable", "recovery_key", "recoveries_of", "resolve_arrived"]
 
 _OF_A_FLUSH = {"flush.failed", "flush.incomplete", "put.unconfirmed", "put.unacknowledged"}
 _KEY_BYTES = 500
@@ -68,7 +68,7 @@ def recovery_key(event: CheckpointEvent, prefix: str, instance: str) -> str | No
     return None
 
 
-def recoveries(event: CheckpointEvent, prefix: str, instance: str) -> list[Values]:
+def recoveries_of(event: CheckpointEvent, prefix: str, instance: str) -> list[Values]:
     """Return the recoveries that an event shows, as rows of `RECOVERIES`; most events show none."""
     keys: list[str] = []
     if event.name == "flush.recovered" and event.thread_id:

@@ -16,7 +16,7 @@ from checkpointer import BufferedPostgresSaver
 from checkpointer.events import CheckpointEvent
 from checkpointer.hooks import Hooks, load_hook
 from observability import Observability
-from observability.errors.recoveries import recoveries, recovery_key
+from observability.errors.recoveries import recoveries_of, recovery_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -133,7 +133,7 @@ def test_another_threads_recovery_resolves_nothing_and_leaves_the_group_open(
 
 def test_another_prefix_has_other_threads(target: Observability, context: HookContext, rows: Rows) -> None:
     tell(target, failed(0.0))
-    for row in recoveries(recovered(10.0), "other", "i"):
+    for row in recoveries_of(recovered(10.0), "other", "i"):
         assert row["recovery_key"] != recovery_key(failed(), context.prefix, "i")
         target._outbox.add(target._outbox._tables["system_error_recoveries"], row)
     assert [row["resolved_by"] for row in rows(context)] == [None]
@@ -222,8 +222,8 @@ def test_what_shows_nothing_resolves_nothing(
 def test_the_same_server_is_back_only_for_the_process_that_says_so() -> None:
     down = event("backend.down", severity="error", context={"backend": "postgres"})
     up = event("backend.up", context={"backend": "postgres"})
-    assert recovery_key(down, "p", "host:1") == recoveries(up, "p", "host:1")[0]["recovery_key"]
-    assert recovery_key(down, "p", "host:1") != recoveries(up, "p", "host:2")[0]["recovery_key"]
+    assert recovery_key(down, "p", "host:1") == recoveries_of(up, "p", "host:1")[0]["recovery_key"]
+    assert recovery_key(down, "p", "host:1") != recoveries_of(up, "p", "host:2")[0]["recovery_key"]
 
 
 def test_thread_ids_cannot_be_made_up_to_be_the_key_of_another() -> None:
