@@ -4,8 +4,8 @@
 
 All of them share one database, one Redis, one spool file and the groups that their errors belong to. Meanwhile an
 administrator resolves groups. In the end each error is counted once, groups and hours equal a recount of the rows, the
-server never met a deadlock, and what is over is resolved. Every second restart is a SIGKILL. Not here: what the
-processes do (`error_store_child.py`). The servers are this program's own.
+server never met a deadlock, and what is over is resolved. Every second restart is a SIGKILL, and Redis is killed while
+Postgres is away. Not here: what the processes do (`error_store_child.py`). The servers are this program's own.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from checkpointer.hooks import HookContext
 
 _PATIENCE = 600.0
+# So many errors are reported while Postgres is away, and as many while both are.
+_AWAY = 400
 
 _WORST = """(ARRAY['info', 'warning', 'error', 'critical'])[
     max(array_position(ARRAY['info', 'warning', 'error', 'critical'], severity))]"""
@@ -200,19 +202,25 @@ class Fire:
 
     def _restart(self, processes: list[Any], progress: Any) -> None:
         """Restart Postgres when shares of the errors have been reported."""
-        result, postgres = self.result, self._servers.postgres
+        result, postgres, valkey = self.result, self._servers.postgres, self._servers.valkey
         whole = result.processes * result.events
+
+        def wait_for(count: int) -> None:
+            wait_until(
+                lambda: sum(progress) >= count or not any(one.is_alive() for one in processes), timeout=_PATIENCE
+            )
+
         for number in range(1, result.restarts + 1):
             share = whole * number // (result.restarts + 1)
-            wait_until(
-                lambda share=share: sum(progress) >= share or not any(one.is_alive() for one in processes),
-                timeout=_PATIENCE,
-            )
+            wait_for(share)
             if sum(progress) >= whole:
                 result.failures.append(f"restart {number} came too late to show anything")
             if number % 2:
                 postgres.kill()
-                time.sleep(1.0)
+                wait_for(sum(progress) + _AWAY)
+                valkey.kill()
+                wait_for(sum(progress) + _AWAY)
+                valkey.start()
                 postgres.start()
             else:
                 postgres.restart()

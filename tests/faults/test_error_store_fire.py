@@ -16,4 +16,5 @@ def test_errors_of_several_processes_are_counted_once_although_postgres_is_kille
     assert result.is_good, f"FIRE_SEED={seed}\n{result}"
     assert result.ways["folded"] > 100, "hardly anything was folded: the test shows nothing"
     assert result.ways["redis"] > 10, "hardly anything met the outage: the test shows nothing"
+    assert result.ways["spool"] > 10, "hardly anything met the outage of both: the test shows nothing"
     assert result.counts["resolved by themselves"] > 10, "hardly anything was resolved: the test shows nothing"
