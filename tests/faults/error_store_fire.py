@@ -228,7 +228,7 @@ class Fire:
     def _administrate(self, target: HookContext) -> None:
         """Resolve groups, each with its rows, as an administrator does; and delete what is old."""
         rng = random.Random(self.result.seed)
-        while not self._over.wait(0.2):
+        while not self._over.wait(0.02):
             with suppress(psycopg.OperationalError), target.connect_postgres() as connection:
                 found = [name for (name,) in connection.execute("SELECT fingerprint FROM system_error_groups")]
                 chosen = sorted(rng.sample(found, min(3, len(found))))

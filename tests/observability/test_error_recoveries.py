@@ -20,6 +20,7 @@ from observability.errors.recoveries import recoveries_of, recovery_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from checkpointer.embedded import Servers
     from checkpointer.hooks import HookContext
@@ -322,7 +323,12 @@ def test_the_hook_resolves_what_it_is_told_is_over(context: HookContext, rows: R
     assert [row["resolved_by"] for row in rows(context)] == ["system"]
 
 
-def test_after_an_outage_of_postgres_its_errors_are_resolved(own_servers: Servers, spool_dir: Any) -> None:
+def resolutions(servers: Servers) -> set[tuple[str, str | None]]:
+    with psycopg.connect(servers.postgres_uri) as connection:
+        return set(connection.execute("SELECT error_type, resolved_by FROM system_errors").fetchall())
+
+
+def test_after_an_outage_of_postgres_its_errors_are_resolved(own_servers: Servers, spool_dir: Path) -> None:
     """With a saver: the failed flush and the server that was away, once the checkpoint is stored."""
     with BufferedPostgresSaver.from_conn_string(
         own_servers.postgres_uri, redis_url=own_servers.redis_url, postgres_timeout=1.0, hooks=("system_errors",)
@@ -333,9 +339,29 @@ def test_after_an_outage_of_postgres_its_errors_are_resolved(own_servers: Server
         assert not saver.flush()
         own_servers.postgres.start()
         assert wait_until(saver.flush)
+        wait_until(
+            lambda: (
+                resolutions(own_servers)
+                == {("checkpoint_flush_error", "system"), ("postgres_connection_error", "system")}
+            )
+        )
 
-        def found() -> set[tuple[str, str | None]]:
-            with psycopg.connect(own_servers.postgres_uri) as connection:
-                return set(connection.execute("SELECT error_type, resolved_by FROM system_errors").fetchall())
 
-        wait_until(lambda: found() == {("checkpoint_flush_error", "system"), ("postgres_connection_error", "system")})
+def test_the_errors_of_a_process_that_has_ended_are_resolved_by_the_one_that_saves_what_it_left(
+    own_servers: Servers, spool_dir: Path
+) -> None:
+    options: dict[str, Any] = {
+        "redis_url": own_servers.redis_url,
+        "postgres_timeout": 1.0,
+        "close_timeout": 1.0,
+        "hooks": ("system_errors",),
+    }
+    with BufferedPostgresSaver.from_conn_string(own_servers.postgres_uri, **options) as saver:
+        saver.setup()
+        own_servers.postgres.kill()
+        put_one(saver, "t1")
+        assert not saver.flush()
+    own_servers.postgres.start()
+    with BufferedPostgresSaver.from_conn_string(own_servers.postgres_uri, **options) as saver:
+        saver.setup()
+        wait_until(lambda: ("checkpoint_flush_error", "system") in resolutions(own_servers))
