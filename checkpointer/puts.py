@@ -497,6 +497,7 @@ class Puts:
         try:
             yield Flushed(thread, reply.sequence)
         except CheckpointerError as exc:
+            self._flusher.tell_when_saved(thread)
             self._emit(
                 about.event(
                     "put.unacknowledged",
