@@ -8,6 +8,8 @@ Not here: what is served (`observability/api/`), and how a command connects and 
 import json
 import logging
 import os
+import signal
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
@@ -169,4 +171,7 @@ def _serve(
         timeout_graceful_shutdown=_GRACE_SECONDS,
         log_config=None,
     )
+    # The server ends by raising the signal once more, which is no failure.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
     Server(config).run()

@@ -204,8 +204,12 @@ def create_admin_router(
                 summary = ErrorSummary(**{key: row[key] for key in ErrorSummary.model_fields})
                 yield ServerSentEvent(id=str(row["id"]), event="system_error", data=summary)
 
-    def room() -> None:
+    async def ready() -> None:
+        """Refuse while that can still be said with a status."""
         streams.check_room()
+        await store.run(reading.newest_id())
+
+    Ready = Annotated[None, Depends(ready)]  # noqa: N806 - a type
 
     streamed: dict[int | str, dict[str, Any]] = {
         200: {"description": "Events `system_error`, each with an error as the list has it, and `reset`."}
@@ -217,9 +221,8 @@ def create_admin_router(
         response_class=EventSourceResponse,
         responses=streamed,
         openapi_extra=needs("read"),
-        dependencies=[Depends(room)],
     )
-    async def events(_: Reader, last_event_id: LastEventId = None) -> AsyncIterator[ServerSentEvent]:
+    async def events(_: Reader, ready: Ready, last_event_id: LastEventId = None) -> AsyncIterator[ServerSentEvent]:
         """Watch new errors as server-sent events."""
         async for event in stream(last_event_id):
             yield event
@@ -239,7 +242,7 @@ def create_admin_router(
         response_class=EventSourceResponse,
         responses=streamed,
         openapi_extra={"x-credentials": "ticket"},
-        dependencies=[Depends(by_ticket), Depends(room)],
+        dependencies=[Depends(by_ticket), Depends(ready)],
     )
     async def events_by_ticket(
         last_event_id: LastEventId = None,
