@@ -18,6 +18,7 @@ from checkpointer import search_path
 from checkpointer.cli_dead_letters import Connect, who
 from checkpointer.errors import ConfigurationError
 from observability import tokens
+from observability.errors.acting import by_way_of
 from observability.errors.statements import run
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 # Open responses that are not streams get this long at the end.
 _GRACE_SECONDS = 5
+_HOW = {"way": "command line"}
 
 
 def add_commands(
@@ -91,7 +93,8 @@ def add_commands(
         """Make a token and print it; it cannot be shown again."""
         expires_at = None if never_expires else datetime.now(UTC) + timedelta(days=days)
         with connect(postgres_uri, in_schema) as conn:
-            made = run(conn, tokens.create(name, scope or ["read"], actor=who(), expires_at=expires_at))
+            act = tokens.create(name, scope or ["read"], actor=who(), expires_at=expires_at)
+            made = run(conn, by_way_of(_HOW, act))
         typer.echo(made.token)
 
     @group.command("list")
@@ -116,7 +119,7 @@ def add_commands(
     ) -> None:
         """Make a token worthless from now on."""
         with connect(postgres_uri, in_schema) as conn:
-            row = run(conn, tokens.revoke(token_id, actor=who()))
+            row = run(conn, by_way_of(_HOW, tokens.revoke(token_id, actor=who())))
         if row is None:
             raise ConfigurationError(f"There is no token with the id {token_id!r}: see `checkpointer tokens list`.")
         echo([row], as_json)

@@ -458,6 +458,17 @@ def test_bulk_delete_takes_only_what_was_resolved_before(store: Connection) -> N
             run(store, acting.bulk_delete(NOON, actor="ann", limit=limit))
 
 
+def test_an_act_can_say_how_it_was_done_and_answers_the_same(store: Connection) -> None:
+    error_id = plant(store)
+    how = {"way": "http", "password": "hunter2"}
+    outcome = run(store, acting.by_way_of(how, acting.resolve(error_id, actor="ann", notes="n")))
+    assert outcome is not None
+    assert (outcome.changed, outcome.row["resolved_by"]) == (True, "ann")
+    details = run(store, reading.audit()).rows[0]["details"]
+    assert details == {"notes": "n", "how": {"way": "http", "password": "[scrubbed]"}}
+    assert run(store, acting.by_way_of(how, acting.resolve(404, actor="ann"))) is None
+
+
 def test_deleting_an_error_is_audited_and_closes_a_group_without_others(store: Connection) -> None:
     error_id = plant(store, thread_id="t")
     gone = run(store, acting.delete(error_id, actor="ann"))

@@ -15,8 +15,12 @@ from psycopg_pool import AsyncConnectionPool
 from checkpointer.errors import ConfigurationError
 from observability.api import Principal, Store, create_admin_router, create_app, create_health_router
 from observability.api import store as store_module
+from observability.errors import reading
+from observability.errors.statements import run
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import httpx
     import psycopg
 
@@ -60,6 +64,39 @@ async def test_an_error_is_resolved_in_the_principals_name_and_once(
     forged = await client.post(f"{ERRORS}/{error_id}/resolve", json={"resolved_by": "bob"})
     assert forged.status_code == 422
     assert (await client.post(f"{ERRORS}/{error_id}/resolve")).json()["changed"] is True
+
+
+async def test_the_audit_says_who_did_what_when_and_how(
+    app: FastAPI, call: Any, token: Callable[..., str], conn: Connection
+) -> None:
+    error_id, other = plant(conn), plant(conn, fingerprint="v1:b", resolved_at=NOON)
+    secret = token("resolve", "delete", name="ann")
+    credential = f"token {secret.split('_')[1]}"
+    group = f"{ERRORS}/groups/v1:a"
+    before = datetime.now(UTC) - timedelta(seconds=1)
+    requests = [
+        ("resolve", "POST", f"{ERRORS}/{error_id}/resolve"),
+        ("reopen", "POST", f"{ERRORS}/{error_id}/reopen"),
+        ("mute", "POST", f"{group}/mute"),
+        ("unmute", "POST", f"{group}/unmute"),
+        ("resolve_group", "POST", f"{group}/resolve"),
+        ("reopen_group", "POST", f"{group}/reopen"),
+        ("bulk_resolve", "POST", f"{ERRORS}/resolve"),
+        ("bulk_delete", "DELETE", f"{ERRORS}?resolved_before=2026-03-15T00:00:00Z"),
+        ("delete", "DELETE", f"{ERRORS}/{error_id}"),
+    ]
+    headers = {"Authorization": f"Bearer {secret}"}
+    async with call(app, address="192.0.2.7") as client:
+        for _, method, path in requests:
+            body = {} if path == f"{ERRORS}/resolve" else None
+            answer = await client.request(method, path, json=body, headers=headers)
+            assert answer.status_code == 200, answer.text
+    lines = run(conn, reading.audit(actor="ann")).rows[::-1]
+    assert [line["action"] for line in lines] == [action for action, _, _ in requests]
+    assert lines[-2]["details"]["ids"] == [other]
+    for line in lines:
+        assert line["details"]["how"] == {"way": "http", "client": "192.0.2.7", "with": credential}
+        assert before <= line["at"] <= datetime.now(UTC) + timedelta(seconds=1)
 
 
 async def test_an_error_is_read_and_deleted(client: httpx.AsyncClient, conn: Connection) -> None:
@@ -289,8 +326,6 @@ def test_a_store_needs_one_way_to_postgres(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 async def test_a_store_can_be_closed_twice_and_used_again(api_uri: str) -> None:
-    from observability.errors import reading
-
     store = Store(api_uri)
     await store.aclose()
     for _ in range(2):
