@@ -56,7 +56,7 @@ class BearerTokens:
         if token is None:
             # Counted too: whoever asks without credentials makes work for the audit.
             self._by_client.add(client)
-            raise _unauthorized("This needs a bearer token.")
+            raise _unauthorized("No bearer token was given.")
         given = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
         if self._admin is not None and hmac.compare_digest(given, self._admin):
             return Principal("admin-token", frozenset(SCOPES), "admin-token")

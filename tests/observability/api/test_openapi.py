@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -61,3 +63,16 @@ def test_no_request_makes_a_server_error(served: Served, api_uri: str, method: s
         )
 
     call()
+
+
+def test_the_document_lists_each_route_with_what_it_needs() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "http-api.md").read_text()
+    listed = dict(re.findall(r"^\| `([A-Z]+ /\S+)` \| (\S.*?) \|", text, re.MULTILINE))
+    paths = create_app(postgres_uri="postgresql://x/y").openapi()["paths"]
+    needed = {}
+    for method, path in OPERATIONS:
+        operation = paths[path][method.lower()]
+        kind = operation.get("x-credentials")
+        scope = operation.get("x-required-scope", "read")
+        needed[f"{method} {path}"] = {"ticket": "a ticket", "none": "nothing"}.get(kind, f"`{scope}`")
+    assert listed == needed
