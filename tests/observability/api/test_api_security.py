@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
+import re
+import socket
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx
-import psycopg
 import pytest
-from helpers import await_until, put_one, wait_until
 from planting import plant
 
-from checkpointer import BufferedPostgresSaver
 from observability.api import BearerTokens, Principal, Store, Tickets, create_admin_router, create_app
 from observability.api import limits as limits_module
 from observability.api.limits import Window, client_key
@@ -28,6 +26,8 @@ from observability.tokens import revoke
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import psycopg
+    from conftest import Served
     from fastapi import FastAPI
 
     Connection = psycopg.Connection[Any]
@@ -230,6 +230,46 @@ async def test_headers_that_proxies_and_servers_read_differently_change_nothing(
             assert (await client.get(ERRORS, params=params)).status_code == 401
 
 
+GOOD = "Authorization: Bearer an-administrators-token"
+SMUGGLED = f"DELETE {ERRORS}/1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_text", "statuses"),
+    [
+        # What follows on the same connection has credentials of its own, or none.
+        (f"GET {ERRORS}/1 HTTP/1.1\r\nHost: x\r\n{GOOD}\r\n\r\n{SMUGGLED}", [200, 401]),
+        # A proxy goes by one of the lengths, the server by the other.
+        (
+            f"POST {ERRORS}/1/reopen HTTP/1.1\r\nHost: x\r\n{GOOD}\r\nContent-Length: {5 + len(SMUGGLED)}\r\n"
+            f"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n{SMUGGLED}",
+            [200, 401],
+        ),
+        (
+            f"POST {ERRORS}/1/reopen HTTP/1.1\r\nHost: x\r\n{GOOD}\r\nContent-Length: 0\r\nContent-Length: "
+            f"{len(SMUGGLED)}\r\n\r\n{SMUGGLED}",
+            [400],
+        ),
+        (f"GET {ERRORS} HTTP/1.1\r\nHost: x\r\nAuthorization : Bearer an-administrators-token\r\n\r\n", [400]),
+        (f"GET {ERRORS} HTTP/1.1\r\nHost: x\r\nX: a\r\n {GOOD}\r\nConnection: close\r\n\r\n", [401]),
+        (f"GET {ERRORS} HTTP/1.1\r\nHost: x\r\nX: a\0{GOOD}\r\n\r\n", [400]),
+    ],
+)
+def test_no_request_gets_the_credentials_of_another_one(
+    served: Served, conn: Connection, request_text: str, statuses: list[int]
+) -> None:
+    assert plant(conn) == 1
+    address = urlsplit(served.url)
+    answered = b""
+    with socket.create_connection((address.hostname, address.port), timeout=60) as connection:
+        connection.sendall(request_text.encode())
+        while part := connection.recv(65_536):
+            answered += part
+    found = [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+)", answered)]
+    assert found == statuses
+    assert run(conn, reading.one(1)) is not None
+
+
 async def test_another_site_cannot_use_the_cookies_of_somebody_signed_in(
     api_uri: str, call: Any, conn: Connection
 ) -> None:
@@ -403,63 +443,6 @@ async def test_a_ticket_opens_its_own_stream_only_and_not_for_long(make_app: Cal
             assert (await client.get(path, params={"ticket": ticket})).status_code == 401
         # It is no bearer token.
         assert (await client.get(ERRORS, headers={"Authorization": f"Bearer {ticket}"})).status_code == 401
-
-
-SECRETS = ("hunter2-in-a-uri", "hunter2-in-an-exception", "hunter2-in-the-state", "hunter2-in-the-context")
-
-
-async def test_secrets_of_a_failing_run_are_in_no_answer(
-    postgres_uri: str, redis_url: str, prefix: str, spool_dir: Any, call: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A flush fails for a saver whose state, errors and addresses hold secrets."""
-    import observability
-
-    saver = BufferedPostgresSaver.from_conn_string(
-        postgres_uri, redis_url=redis_url, prefix=prefix, triggers=frozenset()
-    )
-    app = create_app(postgres_uri=postgres_uri, redis_url=redis_url, prefix=prefix, admin_token="admin")
-    with saver as opened:
-        opened.setup()
-        with psycopg.connect(postgres_uri, autocommit=True) as admin:
-            admin.execute(
-                "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
-                "RAISE EXCEPTION 'refused' USING DETAIL = to_jsonb(NEW)::text; END $$; "
-                "CREATE TRIGGER refuse BEFORE INSERT ON checkpoint_blobs FOR EACH ROW EXECUTE FUNCTION refuse()"
-            )
-        await asyncio.to_thread(put_one, opened, "t", "hunter2-in-the-state")
-        assert not await asyncio.to_thread(opened.flush, "t")
-        failed = ConnectionError("cannot reach postgresql://me:hunter2-in-a-uri@db/x, password=hunter2-in-an-exception")
-        await observability.log_system_error(
-            error_type="postgres_connection_error",
-            severity="critical",
-            error_message=str(failed),
-            thread_id="t",
-            error_context={"password": "hunter2-in-the-context", "url": "redis://:hunter2-in-a-uri@r"},
-            exc=failed,
-        )
-        with psycopg.connect(postgres_uri) as reader:
-            wait_until(lambda: len(run(reader, reading.find()).rows) >= 2)
-        async with call(app, Authorization="Bearer admin") as client:
-
-            async def everything() -> list[str]:
-                texts = []
-                for path in (ERRORS, f"{ERRORS}/groups", f"{ERRORS}/audit", f"{ERRORS}/stats", "/threads/t/logs"):
-                    texts.append((await client.get(path)).text)
-                for error in json.loads(texts[0])["errors"]:
-                    texts.append((await client.get(f"{ERRORS}/{error['id']}")).text)
-                return texts
-
-            await await_until(lambda: _holds(client, "/threads/t/logs"))
-            texts = await everything()
-    assert "stack_trace" in "".join(texts)
-    assert "postgres_connection_error" in texts[0]
-    for secret in SECRETS:
-        assert secret not in "".join(texts)
-        assert secret not in caplog.text
-
-
-async def _holds(client: httpx.AsyncClient, path: str) -> bool:
-    return bool((await client.get(path)).json()["count"])
 
 
 def test_bearer_tokens_without_an_admin_token_take_none_by_that_name(api_uri: str) -> None:
