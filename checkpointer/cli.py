@@ -23,7 +23,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import dict_row
 
-from checkpointer import cli_dead_letters, search_path
+from checkpointer import cli_dead_letters, cli_serve, search_path
 from checkpointer import doctor as examination
 from checkpointer.checks import Finding
 from checkpointer.errors import CheckpointerError, ConfigurationError, NotSetUpError, StoreUnavailableError
@@ -233,6 +233,7 @@ def _app() -> "typer.Typer":
         typer.echo(str(report))
 
     app.add_typer(cli_dead_letters.make_app(_connect, _print_table), name="dead-letters")
+    cli_serve.add_commands(app, _connect, _print_table)
     return app
 
 

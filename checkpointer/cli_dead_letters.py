@@ -28,7 +28,7 @@ from checkpointer.store.reads import Query, partitions
 if TYPE_CHECKING:
     import typer
 
-Connect = Callable[[str | None], AbstractContextManager[psycopg.Connection[Any]]]
+Connect = Callable[..., AbstractContextManager[psycopg.Connection[Any]]]
 
 # Whoever replays or drops sees the outcome on the terminal.
 _HOOKS = tuple(name for name in STANDARD_HOOKS if name != "console")
@@ -102,7 +102,7 @@ def make_app(connect: Connect, print_table: Callable[[Sequence[Mapping[str, Any]
         if (letter_id is None) is not all_letters:
             raise typer.BadParameter("give either the number of a dead letter or --all", param_hint="ID")
         with _saver(connect, postgres_uri, redis_url, prefix) as saver:
-            letters = saver.dead_letters.replay(letter_id, resolved_by=by or _who())
+            letters = saver.dead_letters.replay(letter_id, resolved_by=by or who())
         echo(letters, as_json)
         if any(letter.resolution is None for letter in letters):
             raise typer.Exit(1)
@@ -118,7 +118,7 @@ def make_app(connect: Connect, print_table: Callable[[Sequence[Mapping[str, Any]
     ) -> None:
         """Give a record up, so that the rest of its thread is saved; exit with 1 if it was resolved otherwise."""
         with _saver(connect, postgres_uri, redis_url, prefix) as saver:
-            letter = saver.dead_letters.drop(letter_id, resolved_by=by or _who())
+            letter = saver.dead_letters.drop(letter_id, resolved_by=by or who())
         echo([letter], as_json)
         if letter.resolution != "dropped":
             raise typer.Exit(1)
@@ -148,7 +148,8 @@ def _saver(connect: Connect, uri: str | None, redis_url: str | None, prefix: str
     )
 
 
-def _who() -> str:
+def who() -> str:
+    """Return who runs a command, for what keeps who did what."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user need not have a name

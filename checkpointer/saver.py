@@ -18,18 +18,24 @@ from psycopg.rows import dict_row
 
 from checkpointer.buffer.commands import ScriptCall
 from checkpointer.core import Core
-from checkpointer.errors import ConfigurationError, StoreUnavailableError
+from checkpointer.errors import (
+    ConfigurationError,
+    NonFiniteValueError,
+    StoreUnavailableError,
+    UnserializableValueError,
+)
 from checkpointer.flush import barriers
 from checkpointer.flush.dead_letters import DeadLetters
 from checkpointer.operations import thread_ids
 from checkpointer.options import BufferOptions
+from checkpointer.puts import refused_event
 from checkpointer.records import Codec, thread_text
 from checkpointer.steps import Both, Flushed, Pause, RareStep, ServerInfo, Step
 from checkpointer.store import schema
 from checkpointer.store.reads import SELECT, Query
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from langchain_core.runnables import RunnableConfig
@@ -305,6 +311,21 @@ class BufferedPostgresSaver(PostgresSaver):
     def _codec(self) -> Codec:
         return Codec(self.serde, self._core.options.non_finite)
 
+    def _encoded(
+        self,
+        operation: str,
+        metadata: Mapping[str, Any],
+        encode: Callable[..., T],
+        config: RunnableConfig,
+        *values: Any,
+    ) -> T:
+        """Serialise the arguments of a put; that one of their values is refused is also told, not only raised."""
+        try:
+            return encode(config, *values)
+        except (NonFiniteValueError, UnserializableValueError) as exc:
+            self._core.hooks.emit(refused_event(operation, config, metadata, exc))
+            raise
+
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """Read a checkpoint: the one that the config names, or the thread's latest.
 
@@ -369,7 +390,7 @@ class BufferedPostgresSaver(PostgresSaver):
             NonFiniteValueError: With `non_finite="raise"`; nothing was written.
         """
         codec = self._codec()
-        put = codec.encode_put(config, checkpoint, metadata, new_versions)
+        put = self._encoded("put", metadata, codec.encode_put, config, checkpoint, metadata, new_versions)
         self._core.run_streams.note(config)
         return self._run(self._core.operations.put(put, codec))
 
@@ -382,7 +403,7 @@ class BufferedPostgresSaver(PostgresSaver):
     ) -> RunnableConfig:
         """See `put`. A put that is cancelled may have been stored."""
         codec = self._codec()
-        put = codec.encode_put(config, checkpoint, metadata, new_versions)
+        put = self._encoded("put", metadata, codec.encode_put, config, checkpoint, metadata, new_versions)
         self._core.run_streams.note(config)
         return await self._arun(self._core.operations.put(put, codec))
 
@@ -394,7 +415,7 @@ class BufferedPostgresSaver(PostgresSaver):
         task_path: str = "",
     ) -> None:
         """Store pending writes of a task; see `put` for what that promises and raises."""
-        put = self._codec().encode_writes(config, writes, task_id, task_path)
+        put = self._encoded("put_writes", {}, self._codec().encode_writes, config, writes, task_id, task_path)
         self._run(self._core.operations.put_writes(put))
 
     async def aput_writes(
@@ -405,7 +426,7 @@ class BufferedPostgresSaver(PostgresSaver):
         task_path: str = "",
     ) -> None:
         """See `put_writes`."""
-        put = self._codec().encode_writes(config, writes, task_id, task_path)
+        put = self._encoded("put_writes", {}, self._codec().encode_writes, config, writes, task_id, task_path)
         await self._arun(self._core.operations.put_writes(put))
 
     def delete_thread(self, thread_id: str) -> None:

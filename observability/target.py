@@ -181,7 +181,11 @@ class _Registry:
             names = ("POSTGRES_URI", "REDIS_URL", "CHECKPOINTER_SCHEMA")
             addresses = tuple(os.environ.get(name) or None for name in names)
             if addresses not in self._from_environment:
-                self._from_environment[addresses] = _from_environment(*addresses)
+                postgres_uri, redis_url, schema = addresses
+                opened = open_target(postgres_uri, redis_url, schema=schema)
+                self._from_environment[addresses] = opened
+                if postgres_uri is None:
+                    _warn(opened, redis_url)
             return self._from_environment[addresses]
 
 
@@ -218,7 +222,18 @@ def current() -> Observability:
     return _the_registry().current()
 
 
-def _from_environment(postgres_uri: str | None, redis_url: str | None, schema: str | None) -> Observability:
+def open_target(
+    postgres_uri: str | None, redis_url: str | None, *, prefix: str = "checkpointer", schema: str | None = None
+) -> Observability:
+    """Make the object for a target that addresses name; whoever calls this closes it.
+
+    Args:
+        postgres_uri: Where Postgres is; without it errors wait in Redis or in the local spool file.
+        redis_url: Where Redis is; without it errors of an outage wait in the local spool file.
+        prefix: The saver's.
+        schema: The saver's.
+    """
+
     def connect_postgres() -> psycopg.Connection[Any]:
         if postgres_uri is None:
             raise psycopg.OperationalError("POSTGRES_URI is not set")
@@ -234,15 +249,17 @@ def _from_environment(postgres_uri: str | None, redis_url: str | None, schema: s
             raise redis.ConnectionError("REDIS_URL is not set")
         return redis_client(redis_url, timeout=2)
 
-    prefix = key_prefix("checkpointer", schema)
-    digest = hashlib.sha256(repr((postgres_uri, redis_url, *([schema] if schema else ()))).encode()).hexdigest()[:16]
-    observability = Observability(HookContext(connect_postgres, connect_redis, prefix, f"env-{digest}"))
-    if postgres_uri is None:
-        sys.stderr.write(
-            safe_text(
-                "observability: no saver is open and POSTGRES_URI is not set; "
-                f"errors wait in {'Redis or in ' if redis_url else ''}{observability.spool.path}"
-            )
-            + "\n"
+    others = [name for name in (schema, prefix if prefix != "checkpointer" else None) if name]
+    addresses = (postgres_uri, redis_url, *others)
+    digest = hashlib.sha256(repr(addresses).encode()).hexdigest()[:16]
+    return Observability(HookContext(connect_postgres, connect_redis, key_prefix(prefix, schema), f"env-{digest}"))
+
+
+def _warn(opened: Observability, redis_url: str | None) -> None:
+    sys.stderr.write(
+        safe_text(
+            "observability: no saver is open and POSTGRES_URI is not set; "
+            f"errors wait in {'Redis or in ' if redis_url else ''}{opened.spool.path}"
         )
-    return observability
+        + "\n"
+    )
