@@ -22,7 +22,7 @@ MIGRATIONS = Path(__file__).parents[2] / "migrations"
 
 def _migrate(uri: str) -> None:
     with psycopg.connect(uri, autocommit=True) as connection:
-        for name in ("0002_system_errors.sql", "0003_thread_logs.sql"):
+        for name in ("0002_system_errors.sql", "0003_thread_logs.sql", "0006_error_groups.sql", "0008_alerts.sql"):
             connection.execute((MIGRATIONS / name).read_bytes())
 
 
