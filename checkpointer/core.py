@@ -93,6 +93,7 @@ class Core:
                 self.postgres.conninfo, redis if isinstance(redis, str) else "", options.key_prefix
             ),
             run_streams=self.run_streams,
+            emit=emit,
         )
         for name in options.hooks:
             self.hooks.add(load_hook(name, context), name=name)

@@ -73,6 +73,10 @@ def redis_client(url: str, timeout: float) -> redis.Redis:
     return place_of_url(url, timeout).client()  # type: ignore[return-value]  # a cluster client does as well
 
 
+def _to_nobody(event: CheckpointEvent) -> None:
+    """Take an event where there are no other hooks."""
+
+
 @dataclass(frozen=True)
 class HookContext:
     """What a hook factory may use: connections of the hook's own, never the saver's.
@@ -83,6 +87,7 @@ class HookContext:
         prefix: What Redis keys begin with, made of letters, digits, `_`, `.`, `-` and `:`; one for each schema.
         identity: Unique for this database, Redis and prefix together; fit for a file name.
         run_streams: The streams of the runs that use the saver.
+        emit: Hands an event of the hook's own to the others; never waits and never raises.
     """
 
     connect_postgres: Callable[[], psycopg.Connection[Any]]
@@ -90,6 +95,7 @@ class HookContext:
     prefix: str
     identity: str
     run_streams: RunStreams = field(default_factory=RunStreams)
+    emit: Callable[[CheckpointEvent], None] = field(default=_to_nobody, compare=False)
 
 
 def target_identity(conninfo: str, redis_url: str, prefix: str) -> str:
