@@ -73,7 +73,7 @@ def redis_client(url: str, timeout: float) -> redis.Redis:
     return place_of_url(url, timeout).client()  # type: ignore[return-value]  # a cluster client does as well
 
 
-def _to_nobody(event: CheckpointEvent) -> None:
+def _tell_nobody(event: CheckpointEvent) -> None:
     """Take an event where there are no other hooks."""
 
 
@@ -87,7 +87,7 @@ class HookContext:
         prefix: What Redis keys begin with, made of letters, digits, `_`, `.`, `-` and `:`; one for each schema.
         identity: Unique for this database, Redis and prefix together; fit for a file name.
         run_streams: The streams of the runs that use the saver.
-        emit: Hands an event of the hook's own to the others; never waits and never raises.
+        emit: Tells the other hooks of the saver of an event.
     """
 
     connect_postgres: Callable[[], psycopg.Connection[Any]]
@@ -95,7 +95,7 @@ class HookContext:
     prefix: str
     identity: str
     run_streams: RunStreams = field(default_factory=RunStreams)
-    emit: Callable[[CheckpointEvent], None] = field(default=_to_nobody, compare=False)
+    emit: Callable[[CheckpointEvent], None] = _tell_nobody
 
 
 def target_identity(conninfo: str, redis_url: str, prefix: str) -> str:

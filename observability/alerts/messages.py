@@ -107,7 +107,7 @@ def cleared(since: Mapping[str, datetime], *, source: str, now: datetime) -> Mes
     """
     names = sorted(since)
     title = f"Over: {_name(names[0])}" if len(names) == 1 else f"Over: {len(names)} types of critical error"
-    lines = [f"- {_name(name)}: none any more; it began at {_time(since[name])}." for name in names[:_SHOWN]]
+    lines = [f"- {_name(name)}: no new ones for a while; it began at {_time(since[name])}." for name in names[:_SHOWN]]
     if len(names) > _SHOWN:
         lines.append(f"and {len(names) - _SHOWN} types more.")
     alerts = [{"error_type": _name(name), "since": _time(since[name])} for name in names[:_SHOWN]]
@@ -196,7 +196,7 @@ def _line(one: Firing) -> str:
     why = {"new": "new", "grown": "ten times as many as told before", "still": "still going on"}[one.why]
     return (
         f"- {_name(one.error_type)}: {_times(one.occurrences)}{threads} ({why}), "
-        f"from {_time(one.first_seen)} to {_time(one.last_seen)}: {_quote(one.last_message)}"
+        f"from {_time(one.first_seen) or '?'} to {_time(one.last_seen) or '?'}: {_quote(one.last_message)}"
     )
 
 
@@ -219,5 +219,6 @@ def _quote(text: str) -> str:
     return one_line(safe_text(text, _QUOTE_LENGTH))
 
 
-def _time(when: datetime) -> str:
-    return when.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+def _time(when: datetime | None) -> str | None:
+    # A row that was written by hand can be without its time.
+    return None if when is None else when.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -31,8 +31,8 @@ class Firing:
     error_type: str
     occurrences: int
     threads: int
-    first_seen: datetime
-    last_seen: datetime
+    first_seen: datetime | None
+    last_seen: datetime | None
     last_message: str
     why: Literal["new", "grown", "still"] = "new"
 

@@ -78,8 +78,7 @@ def full(servers: Any) -> Iterator[psycopg.Connection[Any]]:
 
 def _fill(connection: psycopg.Connection[Any]) -> None:
     def migrate() -> None:
-        for number in ("0002", "0006", "0008"):
-            (path,) = MIGRATIONS.glob(f"{number}_*.sql")
+        for path in sorted(MIGRATIONS.glob("*.sql")):
             connection.execute(path.read_bytes())
 
     migrate()
