@@ -41,7 +41,7 @@ _GIVE_UP = timedelta(hours=6)
 _FIRST_PAUSE = 2.0
 _LONGEST_PAUSE = 300.0
 # The digest reads a week of errors.
-_STATEMENT_SECONDS = 20.0
+_DIGEST_SECONDS = 20.0
 # How long events are gathered before they are told of, so that a burst is one message.
 _GATHER = 0.5
 _AWAY_INTERVAL = 1.0
@@ -244,7 +244,8 @@ class Alerts:
         with self._lock:
             noted, self._noted = self._noted, {}
         try:
-            self._postgres.run(lambda connection: self._ask(connection, is_last=is_last), seconds=_STATEMENT_SECONDS)
+            self._postgres.run(lambda connection: self._ask(connection, is_last=is_last))
+            self._postgres.run(self._ask_digest, seconds=_DIGEST_SECONDS)
         except AwayError as exc:
             self._is_blind(noted, exc.__cause__, is_postgres=True)
         # What was remembered cannot be read, for example: as blind as without Postgres, and to be told as well.
@@ -274,7 +275,10 @@ class Alerts:
                 cooldown=timedelta(seconds=self._cooldown),
                 source=self._source,
             )
+
+    def _ask_digest(self, connection: psycopg.Connection[Any]) -> None:
         if self._digest_hour is not None:
+            clock = self._clock() if self._clock else None
             ledger.write_digest(connection, clock=clock, hour=self._digest_hour, source=self._source)
 
     def _is_blind(self, noted: dict[str, _Seen], cause: BaseException | None, *, is_postgres: bool) -> None:

@@ -513,8 +513,9 @@ def test_what_cannot_be_delivered_for_hours_is_given_up(
 # While Postgres is away.
 
 
-def test_while_postgres_is_stopped_criticals_are_told_from_memory_and_not_again_when_they_arrive(
-    own_servers: Servers, own_context: HookContext, receiver: Receiver
+@pytest.mark.parametrize(("end", "begin"), [("kill", "start"), ("pause", "resume")])
+def test_while_postgres_is_away_criticals_are_told_from_memory_and_not_again_when_they_arrive(
+    own_servers: Servers, own_context: HookContext, receiver: Receiver, end: str, begin: str
 ) -> None:
     hooks = Hooks()
     alerts = Alerts(
@@ -528,7 +529,7 @@ def test_while_postgres_is_stopped_criticals_are_told_from_memory_and_not_again_
     hooks.add(load_hook("system_errors", own_context))
     with own_context.connect_postgres() as database:
         wait_until(lambda: looks(database))
-    own_servers.postgres.kill()
+    getattr(own_servers.postgres, end)()
     hooks.emit(error(name="backend.down", severity="error", context={"backend": "postgres"}))
     for number in range(6):
         hooks.emit(error(thread_id=f"t{number}"))
@@ -544,7 +545,7 @@ def test_while_postgres_is_stopped_criticals_are_told_from_memory_and_not_again_
     for number in range(3):
         hooks.emit(error(thread_id=f"t{number}"))
     assert hooks.flush(30)
-    own_servers.postgres.start()
+    getattr(own_servers.postgres, begin)()
     wait_until(lambda: receiver.of("back"))
     with own_context.connect_postgres() as database:
 
