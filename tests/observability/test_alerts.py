@@ -9,11 +9,13 @@ import hmac
 import http.server
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -37,9 +39,12 @@ from observability.alerts import (
     Message,
     Webhook,
     apprise_channels,
+    ledger,
     messages,
     rules,
 )
+from observability.alerts.channels import sign
+from observability.alerts.job import _SETTLE
 from observability.alerts.rules import Firing
 
 if TYPE_CHECKING:
@@ -399,6 +404,45 @@ def test_a_message_of_a_process_that_is_killed_while_sending_is_sent_by_another_
     assert attempts == 2
 
 
+def test_a_rule_that_another_process_is_looking_after_is_left_to_it(
+    database: psycopg.Connection[Any], migrated_uri: str
+) -> None:
+    plant(database)
+    ledger.prepare(database)
+    database.execute("SET lock_timeout = '2s'")
+
+    def look() -> bool:
+        return ledger.look_for_criticals(
+            database, clock=None, interval=timedelta(minutes=1), cooldown=timedelta(hours=1), source="/s"
+        )
+
+    with psycopg.connect(migrated_uri) as another:
+        another.execute("SELECT state FROM system_alerts FOR UPDATE")
+        assert not look()
+        ledger.write_digest(database, clock=None, hour=0, source="/s")
+        assert waiting(database) == 0
+        another.rollback()
+    assert look()
+    assert not look(), "it is not due again"
+    ledger.write_digest(database, clock=None, hour=0, source="/s")
+    assert waiting(database) == 2
+
+
+def test_a_message_that_a_living_process_is_sending_is_not_sent_by_another(
+    database: psycopg.Connection[Any], receiver: Receiver, start: Callable[..., Alerts]
+) -> None:
+    plant(database)
+    receiver.is_free.clear()
+    start(channels=[Webhook(receiver.url, timeout=60)], lease=3_600)
+    assert receiver.holds.wait(60)
+    clock = Clock()
+    start(clock=clock)
+    wait_for_looks(database, clock, 5)
+    receiver.is_free.set()
+    wait_until(lambda: not waiting(database))
+    assert len(receiver.requests) == 1
+
+
 # When a channel fails.
 
 
@@ -545,12 +589,19 @@ def test_while_postgres_is_away_criticals_are_told_from_memory_and_not_again_whe
     for number in range(3):
         hooks.emit(error(thread_id=f"t{number}"))
     assert hooks.flush(30)
+    began = time.monotonic()
     getattr(own_servers.postgres, begin)()
     wait_until(lambda: receiver.of("back"))
     with own_context.connect_postgres() as database:
+        last = looks(database)
+        wait_until(lambda: looks(database) != last)
+        # Other processes, too, had time to write down what they have told.
+        assert time.monotonic() - began >= _SETTLE
 
         def arrived() -> int:
-            return len(database.execute("SELECT 1 FROM system_errors WHERE severity = 'critical'").fetchall())
+            statement = "SELECT COALESCE(SUM(occurrences), 0) FROM system_errors WHERE severity = 'critical'"
+            (row,) = database.execute(statement).fetchall()
+            return int(row[0])
 
         wait_until(lambda: arrived() == 9)
         for _ in range(4):
@@ -603,6 +654,14 @@ def test_missing_tables_are_said_to_be_missing(
 
 
 # As a hook.
+
+
+def test_after_closing_an_event_starts_nothing(start: Callable[..., Alerts]) -> None:
+    alerts = start()
+    alerts.close()
+    before = set(threading.enumerate())
+    alerts(error())
+    assert not {thread.name for thread in set(threading.enumerate()) - before} & {"checkpointer-alerts"}
 
 
 def test_the_hook_is_set_up_by_the_environment_and_works_in_a_saver(
@@ -762,6 +821,39 @@ def test_alerts_by_apprise_reach_the_service_with_text_and_id(
     assert "<b>&amp;\\n" in sent["message"]
     (identity,) = database.execute("SELECT id::text FROM system_alert_messages").fetchone() or ("",)
     assert sent["message"].endswith(f"Alert {identity}")
+
+
+# The document.
+
+
+def test_the_verification_in_the_document_takes_what_is_genuine_and_nothing_else(receiver: Receiver) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "alerts.md").read_text()
+    (code,) = re.findall(r"```python\n(def is_genuine.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {"Mapping": Mapping, "base64": base64, "hmac": hmac, "time": time}
+    exec(code, names)
+    is_genuine = names["is_genuine"]
+    Webhook(receiver.url, secret=SECRET).send(message())
+    (request,) = receiver.requests
+    assert is_genuine(request.headers, request.body, SECRET)
+    assert not is_genuine(request.headers, request.body + b" ", SECRET)
+    assert not is_genuine({**request.headers, "webhook-id": "another"}, request.body, SECRET)
+    assert not is_genuine(request.headers, request.body, "whsec_bm90IHRoaXM=")
+    # A year ago, and signed then: a request that somebody has kept.
+    old = str(int(request.headers["webhook-timestamp"]) - 31_000_000)
+    kept = {**request.headers, "webhook-timestamp": old, "webhook-signature": sign(KEY, request.id, old, request.body)}
+    assert not is_genuine(kept, request.body, SECRET)
+
+
+def test_the_example_of_the_document_has_the_fields_of_a_message() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "alerts.md").read_text()
+    example = json.loads(re.findall(r"```json\n(.*?)```", text, re.DOTALL)[0])
+    now = datetime.now(UTC)
+    made = json.loads(
+        messages.critical([Firing("e", 1, 1, now, now, "m")], source="/s", now=now, read_from="table").body
+    )
+    assert list(example) == list(made)
+    assert list(example["data"]) == list(made["data"])
+    assert list(example["data"]["alerts"][0]) == list(made["data"]["alerts"][0])
 
 
 # The webhook by itself.
