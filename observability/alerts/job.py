@@ -61,8 +61,6 @@ class _Seen:
     first: datetime
     last: datetime
     message: str
-    asked: float | None = None
-    asked_count: int = 0
     is_told: bool = False
 
 
@@ -190,6 +188,8 @@ class Alerts:
         self._noted: dict[str, _Seen] = {}
         self._outage: _Outage | None = None
         self._seen: dict[str, _Seen] = {}
+        # When a type was last told of from memory, and its count: also of earlier outages, for a Postgres that flaps.
+        self._asked: dict[str, tuple[float, int]] = {}
         self._direct: list[_Direct] = []
         self._unsettled: list[Settlement] = []
         self._is_prepared = False
@@ -250,7 +250,8 @@ class Alerts:
             self._is_blind(noted, exc.__cause__, is_postgres=True)
         # What was remembered cannot be read, for example: as blind as without Postgres, and to be told as well.
         except Exception as exc:
-            logger.exception("looking for alerts failed; it is tried again")
+            if self._outage is None:
+                logger.exception("looking for alerts failed; it is tried again")
             self._is_blind(noted, exc, is_postgres=False)
         else:
             self._can_see()
@@ -267,14 +268,17 @@ class Alerts:
         if told:
             ledger.absorb(connection, told, clock=clock)
         was_away = self._outage is not None and self._outage.is_postgres
-        if not was_away and time.monotonic() >= self._looks_from:
-            ledger.look_for_criticals(
-                connection,
-                clock=clock,
-                interval=timedelta(seconds=0 if is_last else self._interval),
-                cooldown=timedelta(seconds=self._cooldown),
-                source=self._source,
-            )
+        if was_away or time.monotonic() < self._looks_from:
+            # Whether it answers is to be known all the same: what is noted is forgotten if it does.
+            connection.execute("SELECT")
+            return
+        ledger.look_for_criticals(
+            connection,
+            clock=clock,
+            interval=timedelta(seconds=0 if is_last else self._interval),
+            cooldown=timedelta(seconds=self._cooldown),
+            source=self._source,
+        )
 
     def _ask_digest(self, connection: psycopg.Connection[Any]) -> None:
         if self._digest_hour is not None:
@@ -289,7 +293,7 @@ class Alerts:
             self._outage.reason = _reason(cause)
         for name, seen in noted.items():
             _merge(self._seen, name, seen)
-        due = {name: why for name, seen in self._seen.items() if (why := self._why(seen, now))}
+        due = {name: why for name in noted if (why := self._why(name, now))}
         if due:
             self._tell_seen(due, now)
         is_long = now - self._outage.since >= self._away_after
@@ -300,19 +304,24 @@ class Alerts:
             )
             self._direct.append(_Direct(message, now))
 
-    def _why(self, seen: _Seen, now: float) -> Any:
-        if seen.asked is None:
-            return "new"
-        if now - seen.asked >= self._cooldown and seen.count > seen.asked_count:
-            return "still"
-        return "grown" if seen.count >= seen.asked_count * GROWTH else None
+    def _why(self, name: str, now: float) -> Any:
+        """Return why a type that has just been seen is to be told of, or None if it is held back."""
+        if name not in self._seen:
+            return None
+        asked, count = self._asked.get(name, (float("-inf"), 0))
+        if now - asked >= self._cooldown:
+            return "still" if name in self._asked else "new"
+        return "grown" if self._seen[name].count >= count * GROWTH else None
 
     def _tell_seen(self, due: dict[str, Any], now: float) -> None:
         firing = []
         for name, why in due.items():
             seen = self._seen[name]
-            seen.asked, seen.asked_count = now, seen.count
+            self._asked.pop(name, None)
+            self._asked[name] = (now, seen.count)
             firing.append(Firing(name, seen.count, len(seen.threads), seen.first, seen.last, seen.message, why))
+        while len(self._asked) > _TYPES:
+            del self._asked[next(iter(self._asked))]
         firing.sort(key=lambda one: (-one.occurrences, one.error_type))
         message = messages.critical(firing, source=self._source, now=self._time(), read_from="memory")
         self._direct.append(_Direct(message, now, types=tuple(due)))
@@ -324,7 +333,11 @@ class Alerts:
         self._seen = {}
         if outage.is_postgres:
             self._looks_from = time.monotonic() + _SETTLE
-        # What could not be told from memory is told from the table, in which it arrives now.
+        # What could not be told from memory is told from the table, in which it arrives now; or in the next outage.
+        for one in self._direct:
+            if not one.delivered:
+                for name in one.types:
+                    self._asked.pop(name, None)
         self._direct = [one for one in self._direct if not one.types]
         if outage.told is not None:
             message = messages.back(since=outage.since_time, source=self._source, now=self._time())

@@ -636,6 +636,66 @@ def test_what_could_not_be_told_during_an_outage_is_told_when_it_arrives(
     alerts.close()
 
 
+class Flapping:
+    """A Postgres that comes and goes, as one process sees it."""
+
+    def __init__(self, uri: str, database: psycopg.Connection[Any]) -> None:
+        self._uri = uri
+        self._database = database
+        self._is_away = threading.Event()
+
+    def connect(self) -> psycopg.Connection[Any]:
+        if self._is_away.is_set():
+            raise psycopg.OperationalError("away")
+        return psycopg.connect(self._uri, autocommit=True)
+
+    def go(self) -> None:
+        self._is_away.set()
+        self._database.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+
+    def come(self, alerts: Alerts) -> None:
+        self._is_away.clear()
+        wait_until(lambda: alerts._outage is None)
+
+
+def test_a_postgres_that_comes_and_goes_is_no_reason_to_tell_the_same_each_time(
+    database: psycopg.Connection[Any], migrated_uri: str, receiver: Receiver, start: Callable[..., Alerts]
+) -> None:
+    postgres = Flapping(migrated_uri, database)
+    alerts = start(postgres.connect)
+    wait_until(lambda: looks(database))
+    for names in (["checkpoint_lost"], ["checkpoint_lost", "another"]):
+        told = len(receiver.requests)
+        postgres.go()
+        for name in names:
+            alerts(error(error_type=name))
+        wait_until(lambda told=told: len(receiver.requests) > told)
+        postgres.come(alerts)
+    types = [[one["error_type"] for one in request.event["data"]["alerts"]] for request in receiver.requests]
+    assert types == [["checkpoint_lost"], ["another"]]
+
+
+def test_what_an_outage_kept_from_being_told_is_told_in_the_next_one(
+    database: psycopg.Connection[Any], migrated_uri: str, start: Callable[..., Alerts]
+) -> None:
+    postgres = Flapping(migrated_uri, database)
+    channel = Broken("broken", 10**6, AlertDeliveryError("no network either"))
+    alerts = start(postgres.connect, channels=[channel])
+    wait_until(lambda: looks(database))
+    postgres.go()
+    alerts(error())
+    wait_until(lambda: channel.attempts)
+    postgres.come(alerts)
+    channel.failures = 0
+    postgres.go()
+    alerts(error())
+    (message,) = wait_until(lambda: channel.sent)
+    assert json.loads(message.body)["data"]["alerts"][0]["error_type"] == "checkpoint_lost"
+
+
 def _connect(context: HookContext) -> psycopg.Connection[Any] | None:
     try:
         return context.connect_postgres()
@@ -659,6 +719,7 @@ def test_missing_tables_are_said_to_be_missing(
 def test_after_closing_an_event_starts_nothing(start: Callable[..., Alerts]) -> None:
     alerts = start()
     alerts.close()
+    alerts._renew()  # as after a fork
     before = set(threading.enumerate())
     alerts(error())
     assert not {thread.name for thread in set(threading.enumerate()) - before} & {"checkpointer-alerts"}
