@@ -370,7 +370,8 @@ class Hooks:
     Args:
         capacity: How many events may wait for one hook.
         reserved: How many of those places only critical events may take.
-        notice: Is called with each event where it is emitted, also if there are no hooks; neither waits nor raises.
+        notice: Is called with each event where it is emitted, also if there are no hooks, and returns the one that the
+            hooks are given; neither waits nor raises.
     """
 
     def __init__(
@@ -378,7 +379,7 @@ class Hooks:
         *,
         capacity: int = 1000,
         reserved: int = 200,
-        notice: Callable[[CheckpointEvent], None] | None = None,
+        notice: Callable[[CheckpointEvent], CheckpointEvent] | None = None,
     ) -> None:
         if not 0 <= reserved < capacity:
             raise ConfigurationError(f"reserved={reserved} must be at least 0 and below capacity={capacity}")
@@ -430,7 +431,7 @@ class Hooks:
     def emit(self, event: CheckpointEvent) -> None:
         """Offer an event to every hook; never waits for one and never raises."""
         if self._notice is not None:
-            self._notice(event)
+            event = self._notice(event)
         lanes = self._lanes
         if lanes:
             # Told now: when the inbox comes to it, this thread may have ended and a lane's got its identifier.
@@ -441,7 +442,7 @@ class Hooks:
     def _tell(self, lane: _Lane, event: CheckpointEvent) -> None:
         """Offer what a lane says of itself to the others; its own hook would only be given more to fail at."""
         if self._notice is not None:
-            self._notice(event)
+            event = self._notice(event)
         self._inbox.offer(_Emitted(event, lane, self._lanes), critical=False)
 
     def stats(self) -> dict[str, HookStats]:

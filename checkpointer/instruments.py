@@ -38,6 +38,10 @@ Operation = Literal["put", "put_writes", "get_tuple", "list", "flush", "flush_in
 # Of what the flusher does, its own numbers tell: whoever waits for a flush waits for others' batches too.
 _OF_THE_FLUSHER = ("flush", "flush_in_background")
 
+# Shown as 0 from the start: of a sample that appears with its first event, Prometheus sees no rise.
+CRITICAL_EVENTS = ("flush.failed", "put.failed", "dead_letter.added", "checkpoint.lost", "buffer.abandoned")
+"""The names of the critical events of the saver's own."""
+
 # The application can emit events of its own, under any names; this bounds how many samples they make.
 _EVENT_KINDS = 200
 _OTHER = "other"
@@ -118,8 +122,9 @@ class Recorder:
     def batch(self, seconds: float, lags: Sequence[float]) -> None:
         """Note that the flusher has committed a batch, in so many seconds, and for how long its threads had waited."""
 
-    def event(self, event: CheckpointEvent) -> None:
-        """Note an event, where it happens."""
+    def event(self, event: CheckpointEvent) -> CheckpointEvent:
+        """Note an event, where it happens, and return it, or one that says more: that is what the hooks are given."""
+        return event
 
 
 class Instruments:
@@ -146,7 +151,7 @@ class Instruments:
         self._lock = threading.RLock()
         self._durations: dict[str, Histogram] = {}
         self._failures: dict[str, int] = {}
-        self._events: dict[tuple[str, ...], int] = {}
+        self._events: dict[tuple[str, ...], int] = {(name, "critical"): 0 for name in CRITICAL_EVENTS}
 
     # -- for those who show ---------------------------------------------------------------------------------------
 
@@ -217,15 +222,16 @@ class Instruments:
 
     # -- for the saver --------------------------------------------------------------------------------------------
 
-    def notice(self, event: CheckpointEvent) -> None:
-        """Count an event; never waits and never raises."""
+    def notice(self, event: CheckpointEvent) -> CheckpointEvent:
+        """Count an event, and return it as the recorders leave it; never waits and never raises."""
         kind: tuple[str, str] = event.name, event.severity
         with self._lock:
             if kind not in self._events and len(self._events) >= _EVENT_KINDS:
                 kind = _OTHER, event.severity if event.severity in SEVERITIES else _OTHER
             self._events[kind] = self._events.get(kind, 0) + 1
         for recorder in self.recorders:
-            _tell(recorder.event, event)
+            event = _tell(recorder.event, event) or event
+        return event
 
     def ended(self, operation: str, seconds: float, *, failed: bool) -> None:
         """Count an operation that has ended."""
@@ -259,6 +265,33 @@ class Instruments:
 @dataclass(frozen=True, slots=True, eq=False)
 class _Installed:
     recorder: Recorder | None
+
+
+def joined(all_readings: Iterable[Iterable[Reading]]) -> list[Reading]:
+    """Make one reading of those of several savers that share a prefix."""
+    found: dict[Metric, dict[tuple[str, ...], list[float | Distribution]]] = {}
+    for readings in all_readings:
+        for metric, samples in readings:
+            into = found.setdefault(metric, {})
+            for labels, value in samples.items():
+                into.setdefault(labels, []).append(value)
+    return [
+        Reading(metric, {labels: _join(metric, values) for labels, values in samples.items()})
+        for metric, samples in found.items()
+    ]
+
+
+def _join(metric: Metric, values: Sequence[float | Distribution]) -> float | Distribution:
+    numbers = [value for value in values if not isinstance(value, Distribution)]
+    if numbers:
+        return max(numbers) if metric.joined == "max" else min(numbers) if metric.joined == "min" else sum(numbers)
+    whole: Histogram | None = None
+    for value in values:
+        assert isinstance(value, Distribution)
+        whole = whole or Histogram(value.bounds)
+        whole.join(value)
+    assert whole is not None
+    return whole.read()
 
 
 class Measured:

@@ -32,6 +32,18 @@ class Metric:
     labels: tuple[str, ...] = ()
     joined: Literal["sum", "max", "min"] = "sum"
 
+    @property
+    def unit(self) -> str:
+        """Its unit as UCUM has it: `s`, `By` or `1`; empty for what is counted."""
+        return _UNITS.get(self.name.rpartition("_")[2], "")
+
+    @property
+    def bare_name(self) -> str:
+        """Its name without the unit, for formats that say the unit apart."""
+        return self.name.rpartition("_")[0] if self.unit else self.name
+
+
+_UNITS = {"seconds": "s", "bytes": "By", "ratio": "1"}
 
 EVENTS = Metric("events", "counter", "Events, by name and severity.", ("name", "severity"))
 OPERATION_DURATION = Metric(

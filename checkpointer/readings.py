@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from checkpointer.instruments import Distribution, Histogram, Reading
+from checkpointer.instruments import Reading
 from checkpointer.metrics import (
     BACKLOG_AGE,
     BACKLOG_BYTES,
@@ -33,7 +33,7 @@ from checkpointer.metrics import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
     from checkpointer.flush.report import FlushTotals
     from checkpointer.hooks import HookStats
@@ -95,33 +95,6 @@ def of_servers(watcher: Watcher, down: Mapping[str, bool]) -> Iterable[Reading]:
             (tier,): float(trouble is None and not down[tier]) for tier, trouble in troubles.items()
         }
         yield Reading(TIER_UP, up)
-
-
-def joined(all_readings: Iterable[Iterable[Reading]]) -> list[Reading]:
-    """Make one reading of those of several savers that share a prefix."""
-    found: dict[Metric, dict[tuple[str, ...], list[float | Distribution]]] = {}
-    for readings in all_readings:
-        for metric, samples in readings:
-            into = found.setdefault(metric, {})
-            for labels, value in samples.items():
-                into.setdefault(labels, []).append(value)
-    return [
-        Reading(metric, {labels: _join(metric, values) for labels, values in samples.items()})
-        for metric, samples in found.items()
-    ]
-
-
-def _join(metric: Metric, values: Sequence[float | Distribution]) -> float | Distribution:
-    numbers = [value for value in values if not isinstance(value, Distribution)]
-    if numbers:
-        return max(numbers) if metric.joined == "max" else min(numbers) if metric.joined == "min" else sum(numbers)
-    whole: Histogram | None = None
-    for value in values:
-        assert isinstance(value, Distribution)
-        whole = whole or Histogram(value.bounds)
-        whole.join(value)
-    assert whole is not None
-    return whole.read()
 
 
 def _number(metric: Metric, value: float) -> Reading:
