@@ -142,6 +142,7 @@ class Puts:
         self._told_of = 0
         self._told_late: OrderedDict[str, None] = OrderedDict()
         self._unconfirmed_at = 0.0
+        self.around = 0  # how many went around Redis
 
     def renew_lock(self) -> None:
         """In a forked child: whoever held the lock is not here."""
@@ -551,6 +552,7 @@ class Puts:
             self._emit(late_event(about))
             return
         with self._lock:
+            self.around += 1
             if self._told_of != self._redis_tier.outages:
                 self._told_of = self._redis_tier.outages
                 self._told.clear()

@@ -19,6 +19,8 @@ from psycopg.conninfo import conninfo_to_dict
 
 from checkpointer.events import CheckpointEvent, Severity
 from checkpointer.hooks import HookContext, Hooks, redis_client, renew_in_child
+from checkpointer.instruments import Reading
+from checkpointer.metrics import SPOOLED_ROWS
 from checkpointer.search_path import key_prefix, with_search_path
 from observability.errors import SYSTEM_ERRORS, SystemErrorStore
 from observability.errors.recoveries import RECOVERIES
@@ -32,7 +34,7 @@ from observability.scrub import safe_json, safe_text
 from observability.spool import Spool
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 _NOTICE_FACTS = ("type", "checkpoint_count", "lost_from_step", "outcome")
 _LOG_LINE = "application.log"
@@ -58,6 +60,7 @@ class Observability:
         self._postgres = PostgresLink(context)
         self._redis = RedisLink(context)
         self.spool = Spool(context.identity)
+        self._unmeasure = context.instruments.add_source(self._readings)
         tables = (SYSTEM_ERRORS, THREAD_LOGS, RECOVERIES)
         self._outbox = Outbox(self._postgres, self._redis, self.spool, context.prefix, tables, context.emit)
         self.errors = SystemErrorStore(self._outbox, context.prefix)
@@ -122,6 +125,7 @@ class Observability:
 
     def close(self, timeout: float = 5.0) -> None:
         """Store what was submitted, then end threads and connections; calling it again does nothing."""
+        self._unmeasure()
         self._queue.close(timeout)
         self.runs.close(timeout)
         self.retention.close(timeout)
@@ -129,6 +133,10 @@ class Observability:
         self._outbox.close(timeout)
         self._redis.close()
         self._postgres.close()
+
+    def _readings(self) -> Iterator[Reading]:
+        if (rows := self.spool.count()) is not None:
+            yield Reading(SPOOLED_ROWS, {(): rows})
 
     def _handle(self, event: CheckpointEvent) -> None:
         if event.name == _LOG_LINE:

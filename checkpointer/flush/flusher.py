@@ -28,12 +28,14 @@ from checkpointer.events import CheckpointEvent, ErrorInfo, describe_error
 from checkpointer.flush import poison, run_end
 from checkpointer.flush.report import FlushReport
 from checkpointer.flush.session import Progress, Session
+from checkpointer.instruments import Measured
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from checkpointer.flush.ledger import Debt, Ledger, Owed
     from checkpointer.flush.report import FlushTotals
+    from checkpointer.instruments import Instruments
     from checkpointer.options import BufferOptions
     from checkpointer.watermarks import WaterMarks
 
@@ -62,6 +64,7 @@ class Flusher:
         options: The saver's settings.
         emit: Takes events.
         marks: Learns from scans how full the buffer is.
+        instruments: Measure flushes.
     """
 
     def __init__(
@@ -71,12 +74,14 @@ class Flusher:
         options: BufferOptions,
         emit: Callable[[CheckpointEvent], None],
         marks: WaterMarks,
+        instruments: Instruments,
     ) -> None:
         self._session = session
         self.ledger = ledger
         self._options = options
         self._emit = emit
         self._marks = marks
+        self._instruments = instruments
         self._cond = threading.Condition()
         self._thread: threading.Thread | None = None
         self._jobs: deque[_Job] = deque()
@@ -418,7 +423,8 @@ class Flusher:
         # What is put from now on need not be in Postgres at the end.
         owed = self.ledger.sequences(wanted)
         try:
-            session.flush(wanted, wait, progress, replays)
+            with Measured(self._instruments, "flush_in_background"):
+                session.flush(wanted, wait, progress, replays)
             self.ledger.caught_up(thread for thread in progress.done if thread not in progress.behind)
         except BaseException:
             self._settle(progress, owed)

@@ -399,7 +399,7 @@ def test_what_is_put_before_all_from_before_the_outage_is_flushed_is_not_taken_f
 
 def answers(saver: Any) -> bool:
     try:
-        saver._core.flusher.submit(lambda session: session.ping()).result()
+        saver._core.flusher.submit(lambda session: session.open_dead_letters()).result()
     except StoreUnavailableError:
         return False
     return True
