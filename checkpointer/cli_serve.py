@@ -1,11 +1,11 @@
 """The commands `checkpointer serve` and `checkpointer tokens ...`.
 
-Not here: what is served (`observability/api/`), and how a command connects and prints (`cli.py`).
+Not here: what is served (`observability/api/`), and how a command connects (`cli_connections.py`) and prints
+(`cli_output.py`).
 """
 
 # No `from __future__ import annotations`: see `cli.py`.
 
-import json
 import logging
 import os
 import signal
@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
-from checkpointer import search_path
-from checkpointer.cli_dead_letters import Connect, who
+from checkpointer import cli_output, search_path
+from checkpointer.cli_connections import Connect, who
 from checkpointer.errors import ConfigurationError
 from observability import tokens
 from observability.errors.acting import by_way_of
@@ -76,7 +76,7 @@ def add_commands(
 
     def echo(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
         if as_json:
-            typer.echo(json.dumps(rows, indent=2, default=str))
+            cli_output.print_json(rows)
         else:
             print_table([{name: _cell(value) for name, value in row.items()} for row in rows])
 
@@ -86,6 +86,7 @@ def add_commands(
         scope: Annotated[list[str] | None, scope_option] = None,
         days: Annotated[int, days_option] = 90,
         never_expires: Annotated[bool, never_option] = False,
+        as_json: Annotated[bool, json_option] = False,
         postgres_uri: Annotated[str | None, postgres_option] = None,
         redis_url: Annotated[str | None, redis_option] = None,
         in_schema: Annotated[str | None, schema_option] = None,
@@ -95,7 +96,10 @@ def add_commands(
         with connect(postgres_uri, in_schema) as conn:
             act = tokens.create(name, scope or ["read"], actor=who(), expires_at=expires_at)
             made = run(conn, by_way_of(_HOW, act))
-        typer.echo(made.token)
+        if as_json:
+            cli_output.print_json({"id": made.id, "token": made.token})
+        else:
+            typer.echo(made.token)
 
     @group.command("list")
     def list_tokens(

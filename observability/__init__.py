@@ -22,6 +22,7 @@ from observability.target import Observability, current
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from observability.following import AsyncFollower, Follower
     from observability.runs import RunEventSubscription
 
 __all__ = [
@@ -34,6 +35,8 @@ __all__ = [
     "subscribe_run_events",
     "read_thread_log",
     "aread_thread_log",
+    "follow_thread_log",
+    "afollow_thread_log",
     "ag_ui_event",
     "cloud_event",
     "stream_chunk",
@@ -176,3 +179,26 @@ async def aread_thread_log(
 ) -> list[dict[str, Any]]:
     """As `read_thread_log`, without blocking the event loop."""
     return await asyncio.to_thread(read_thread_log, thread_id, limit, observability=observability)
+
+
+def follow_thread_log(thread_id: str, *, lines: int = 10, observability: Observability | None = None) -> Follower:
+    """Follow the log of a thread: an iterator over its last lines and then over each new one, as it arrives.
+
+    It waits for the next line, about half a second behind, and ends with `close()` or with its `with` block. A line
+    whose transaction commits after later ones is delivered all the same (how: `observability/following.py`). While
+    Postgres is away it waits, and goes on without a gap: what could not be stored meanwhile arrives after it.
+
+    Args:
+        thread_id: The LangGraph thread.
+        lines: With how many of the lines that are there already it begins.
+        observability: Where to read, if not from the active target.
+
+    Returns:
+        An iterator over dicts like those of `read_thread_log`.
+    """
+    return (observability or current()).log.follow(thread_id, lines)
+
+
+def afollow_thread_log(thread_id: str, *, lines: int = 10, observability: Observability | None = None) -> AsyncFollower:
+    """As `follow_thread_log`: an async iterator, which ends with `aclose()` or with its `async with` block."""
+    return (observability or current()).log.afollow(thread_id, lines)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from psycopg.rows import dict_row
 
 from checkpointer.errors import StoreUnavailableError
+from observability.following import AsyncFollower, Follower, Following, log_source
 from observability.links import AwayError
 from observability.outbox import Outbox, Table, Values
 from observability.scrub import safe_json, safe_name, safe_text
@@ -100,16 +101,33 @@ class ThreadLog:
         """
         name = safe_name(thread_id)
         try:
-            rows = self._postgres.run(lambda connection: _select(connection, name, limit))
+            return _in_order(self._postgres.run(lambda connection: _select(connection, name, limit)))
         except AwayError as exc:
             try:
-                rows = self._redis.run(lambda client: self._tail(client, name, limit))
+                return self._tail(name, limit)
             except AwayError:
                 raise StoreUnavailableError(
                     "neither Postgres nor Redis can be reached to read the log of the thread"
                 ) from exc
-        # Lines that waited for Postgres have a later id than their time says.
-        return sorted(rows, key=lambda row: str(row["created_at"]))
+
+    def tail(self, thread_id: str, limit: int) -> list[dict[str, Any]]:
+        """Return what Redis has of the last `limit` lines of a thread, oldest first.
+
+        Raises:
+            StoreUnavailableError: Redis cannot be reached.
+        """
+        try:
+            return self._tail(safe_name(thread_id), limit)
+        except AwayError as exc:
+            raise StoreUnavailableError("Redis cannot be reached to read the end of the thread's log") from exc
+
+    def follow(self, thread_id: str, lines: int) -> Follower:
+        """Return an iterator over the last `lines` lines of a thread and those that come, in the form of `read`."""
+        return Follower(Following(log_source(thread_id), lines), self._postgres, as_line)
+
+    def afollow(self, thread_id: str, lines: int) -> AsyncFollower:
+        """As `follow`, for an event loop."""
+        return AsyncFollower(Following(log_source(thread_id), lines), self._postgres, as_line)
 
     def _show(self, line: Values) -> None:
         key = self._key(line["thread_id"])
@@ -126,18 +144,28 @@ class ThreadLog:
             # A tail is for those who look now; the line itself takes its own way.
             return
 
-    def _tail(self, client: redis.Redis, thread_id: str, limit: int) -> list[dict[str, Any]]:
-        entries: Any = client.xrevrange(self._key(thread_id), count=limit)
-        return [json.loads(fields[b"line"]) for _, fields in entries]
+    def _tail(self, name: str, limit: int) -> list[dict[str, Any]]:
+        entries: Any = self._redis.run(lambda client: client.xrevrange(self._key(name), count=limit))
+        return _in_order([json.loads(fields[b"line"]) for _, fields in entries])
 
     def _key(self, thread_id: str) -> bytes:
         return f"{self._prefix}:ev:log:{thread_id}".encode()
 
 
+def _in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    # Lines that waited for Postgres have a later id than their time says.
+    return sorted(rows, key=lambda row: str(row["created_at"]))
+
+
 def _select(connection: psycopg.Connection[Any], thread_id: str, limit: int) -> list[dict[str, Any]]:
     with connection.cursor(row_factory=dict_row) as cursor:
         rows = cursor.execute(_SELECT, [thread_id, limit]).fetchall()
-    for row in rows:
-        row["event_id"] = row["event_id"] and str(row["event_id"])
-        row["created_at"] = row["created_at"] and row["created_at"].astimezone(UTC).isoformat()
-    return rows
+    return [as_line(row) for row in rows]
+
+
+def as_line(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of `thread_logs` as people get it: of JSON values, without its number."""
+    line = {name: row[name] for name in ("thread_id", "level", "message", "event_id", "context", "created_at")}
+    line["event_id"] = line["event_id"] and str(line["event_id"])
+    line["created_at"] = line["created_at"] and line["created_at"].astimezone(UTC).isoformat()
+    return line

@@ -19,7 +19,7 @@ import contextlib
 import hashlib
 import re
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -72,6 +72,7 @@ _RECORDS = "SELECT version, checksum FROM checkpointer_migrations"
 _RECORD_FILE = "\n;\nINSERT INTO checkpointer_migrations (version, name, checksum) VALUES ({}, {}, {})"
 
 Row: TypeAlias = tuple[Any, ...]
+OnApplied: TypeAlias = Callable[[str], None]
 T = TypeVar("T")
 
 
@@ -157,7 +158,9 @@ def _plan_pending(files: tuple[_File, ...]) -> Plan[_Pending]:
     return _Pending(range(done + 1, len(MIGRATIONS)), left)
 
 
-def _plan_setup(files: tuple[_File, ...], lock_seconds: float, schema: str | None) -> Plan[list[str]]:
+def _plan_setup(
+    files: tuple[_File, ...], lock_seconds: float, schema: str | None, on_applied: OnApplied | None = None
+) -> Plan[list[str]]:
     [(number, version)] = yield _Query(_SERVER_VERSION)
     if number < _MINIMUM_SERVER:
         raise UnsupportedServerError(f"PostgreSQL {_MINIMUM_SERVER // 10_000} or later is needed; this is {version}.")
@@ -172,7 +175,7 @@ def _plan_setup(files: tuple[_File, ...], lock_seconds: float, schema: str | Non
     try:
         yield from _plan_lock(lock_seconds)
         todo = yield from _plan_pending(files)
-        yield from _plan_apply(todo)
+        yield from _plan_apply(todo, on_applied or _ignore)
     finally:
         # On a connection that is lost the lock is gone, and what is being raised says more than this would.
         with contextlib.suppress(psycopg.Error):
@@ -213,17 +216,23 @@ def _plan_lock(lock_seconds: float) -> Plan[None]:
         yield _Pause(_POLL_SECONDS)
 
 
-def _plan_apply(todo: _Pending) -> Plan[None]:
+def _ignore(name: str) -> None:
+    """Take the name of what was applied."""
+
+
+def _plan_apply(todo: _Pending, on_applied: OnApplied) -> Plan[None]:
     for version in todo.stock:
         [(partitioned,)] = yield _Query(_PARTITIONED)
         text = MIGRATIONS[version].replace(" CONCURRENTLY", "") if partitioned else MIGRATIONS[version]
         yield from _plan_one(f"LangGraph's migration {version}", _Query(text))
         yield _Query(_RECORD_STOCK, (version,))
+        on_applied(f"langgraph {version}")
     if todo.files:
         yield _Query(_CREATE_RECORDS)
     for file in todo.files:
         record = sql.SQL(_RECORD_FILE).format(file.version, file.name, file.checksum)
         yield from _plan_one(file.name, _Query(sql.SQL(file.text) + record))
+        on_applied(file.name)
 
 
 def _plan_one(name: str, query: _Query) -> Plan[None]:
@@ -304,7 +313,11 @@ def _require_autocommit(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[
 
 
 def setup(
-    conn: psycopg.Connection[Any], *, schema: str | None = None, lock_seconds: float = _LOCK_SECONDS
+    conn: psycopg.Connection[Any],
+    *,
+    schema: str | None = None,
+    lock_seconds: float = _LOCK_SECONDS,
+    on_applied: OnApplied | None = None,
 ) -> list[str]:
     """Apply what is pending; safe to call from many processes at once, and again at any time.
 
@@ -314,6 +327,7 @@ def setup(
         conn: An autocommit connection; through a pooler, a second one is opened beside it.
         schema: Created if it is missing; the search path of the connection has to lead there.
         lock_seconds: How long to wait for another process that is migrating.
+        on_applied: Is told the name of each migration once it is applied.
 
     Returns:
         The names of what was applied; empty if nothing was pending.
@@ -325,7 +339,7 @@ def setup(
         UnsupportedServerError: The server is older than PostgreSQL 15.
     """
     _require_autocommit(conn)
-    plan = _plan_setup(_files(), lock_seconds, schema)
+    plan = _plan_setup(_files(), lock_seconds, schema, on_applied)
     [(pid,)] = _step(conn, _Query(PID))
     if not behind_pooler(conn, pid):
         return _run(conn, plan)

@@ -8,7 +8,7 @@ SELECT
     COALESCE(SUM(occurrences) FILTER (WHERE resolved_at IS NULL), 0)::bigint AS unresolved,
     COALESCE(SUM(occurrences) FILTER (WHERE outcome = 'lost'), 0)::bigint AS lost
 FROM system_errors
-WHERE created_at >= (date_trunc('day', now() AT TIME ZONE 'UTC') - interval '6 days') AT TIME ZONE 'UTC'
+WHERE created_at >= (date_trunc('day', now() AT TIME ZONE 'UTC') - '6 days'/*:back*/::interval) AT TIME ZONE 'UTC'
 GROUP BY day, severity, error_type
 ORDER BY
     day DESC,

@@ -10,6 +10,6 @@ SELECT
     MIN(created_at) AS first_seen,
     MAX(COALESCE(last_seen_at, created_at)) AS last_seen
 FROM system_errors
-WHERE created_at >= now() - interval '24 hours'
+WHERE created_at >= now() - '24 hours'/*:window*/::interval
 GROUP BY error_type
 ORDER BY occurrences DESC, error_type;

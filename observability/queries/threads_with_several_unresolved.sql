@@ -11,7 +11,7 @@ SELECT
 FROM system_errors
 WHERE resolved_at IS NULL AND thread_id IS NOT NULL
 GROUP BY thread_id
-HAVING SUM(occurrences) > 1
+HAVING SUM(occurrences) > '1'/*:more_than*/::bigint
 ORDER BY
     MAX(CASE severity WHEN 'critical' THEN 4 WHEN 'error' THEN 3 WHEN 'warning' THEN 2 ELSE 1 END) DESC,
     unresolved DESC,
