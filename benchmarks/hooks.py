@@ -1,0 +1,110 @@
+"""What a hook that misbehaves costs a put: `python -m benchmarks.hooks`.
+
+One saver for each hook, and one without any, take turns in one run on servers of its own. Before each put an event is
+emitted, so that the hook has something to hang or to fail at; of that, only what it does to the put is measured. To the
+last one 10,000 events a second are emitted meanwhile by a thread, and its hook emits one more for each; that thread's own
+work competes with the puts as well, hook or not, so a saver without hooks is measured under the same flood.
+"""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from langgraph.checkpoint.base import empty_checkpoint
+
+from checkpointer import BufferedPostgresSaver, CheckpointEvent, embedded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_TURNS = 40
+_PUTS = 25
+_FLOOD = 10_000
+
+
+def _event() -> CheckpointEvent:
+    return CheckpointEvent(name="benchmark.measured", severity="info", message="This is a benchmark.")
+
+
+def _sleeps(event: CheckpointEvent) -> None:
+    threading.Event().wait()
+
+
+def _raises(event: CheckpointEvent) -> None:
+    raise ValueError("This is a benchmark.")
+
+
+@contextmanager
+def _flood(saver: BufferedPostgresSaver) -> Iterator[None]:
+    over = threading.Event()
+
+    def emit() -> None:
+        while not over.wait(0.01):
+            for _ in range(_FLOOD // 100):
+                saver.hooks.emit(_event())
+
+    thread = threading.Thread(target=emit, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _turn(saver: BufferedPostgresSaver, thread_id: str, times: list[float]) -> None:
+    config: Any = {"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}
+    for step in range(_PUTS):
+        checkpoint = empty_checkpoint()
+        versions: Any = {"messages": step + 1}
+        checkpoint["channel_values"] = {"messages": ["x" * 1_000]}
+        checkpoint["channel_versions"] = versions
+        saver.hooks.emit(_event())
+        begin = time.perf_counter()
+        config = saver.put(config, checkpoint, {"source": "loop", "step": step, "parents": {}}, versions)
+        times.append(time.perf_counter() - begin)
+    saver.flush()
+
+
+def main() -> None:
+    """Measure, and print the medians and their ratios."""
+    hooks: dict[str, Callable[[BufferedPostgresSaver], Any] | None] = {
+        "no hook": None,
+        "a hook that sleeps forever": lambda saver: _sleeps,
+        "a hook that raises": lambda saver: _raises,
+        "no hook, flooded": None,
+        "a hook that floods, flooded": lambda saver: lambda event: saver.hooks.emit(_event()),
+    }
+    with embedded.servers() as servers, ExitStack() as stack:
+        savers = {}
+        for number, (name, make) in enumerate(hooks.items()):
+            saver = BufferedPostgresSaver(
+                servers.postgres_uri, servers.redis_url, prefix=f"h{number}", hooks=(), triggers=frozenset()
+            )
+            stack.callback(saver.close)
+            saver.setup()
+            if make is not None:
+                saver.hooks.add(make(saver))
+            savers[name] = saver
+        times: dict[str, list[float]] = {name: [] for name in savers}
+        for turn in range(-2, _TURNS):
+            order = list(savers.items())
+            for name, saver in order[turn % len(order) :] + order[: turn % len(order)]:
+                kept = times[name] if turn >= 0 else []
+                if name.endswith("flooded"):
+                    with _flood(saver):
+                        _turn(saver, f"{name} {turn}", kept)
+                else:
+                    _turn(saver, f"{name} {turn}", kept)
+        medians = {name: statistics.median(found) for name, found in times.items()}
+        for name, median in medians.items():
+            without = medians["no hook, flooded" if name.endswith("flooded") else "no hook"]
+            print(f"{name:30} {median * 1e6:8.0f} µs  {median / without:6.3f} of without a hook")
+
+
+if __name__ == "__main__":
+    main()
