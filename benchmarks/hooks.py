@@ -1,10 +1,10 @@
 """What a hook that misbehaves costs a put: `python -m benchmarks.hooks`.
 
-One saver for each hook, and one without any, take turns in one run on servers of its own. An event is emitted before each
-turn of 25 puts, and in a second part before each single put, so that the hook has something to hang or to fail at; a put
-by itself emits none. A hook that does nothing shows what handing the event to any thread costs. In the rows that are
-*flooded* a thread emits 10,000 events a second meanwhile, and the hook emits one more for each; the thread's own work
-competes with the puts too, so they are compared with a saver without hooks under the same flood.
+One saver for each hook, and one without any, take turns in one run on servers of its own. An event is emitted before
+each turn of 25 puts, and in a second part before each single put, so that the hook has something to hang or to fail at;
+a put by itself emits none. A hook that does nothing shows what handing the event to any thread costs. In the rows that
+are *flooded* a thread emits 10,000 events a second meanwhile, and the hook emits one more for each; the thread's own
+work competes with the puts too, so they are compared with a saver without hooks under the same flood.
 """
 
 from __future__ import annotations
@@ -45,12 +45,13 @@ def _flood(saver: BufferedPostgresSaver) -> Iterator[None]:
     over = threading.Event()
 
     def emit() -> None:
-        while not over.wait(0.01):
-            for _ in range(_FLOOD // 100):
+        while not over.wait(0.001):
+            for _ in range(_FLOOD // 1_000):
                 saver.hooks.emit(_event())
 
     thread = threading.Thread(target=emit, daemon=True)
     thread.start()
+    time.sleep(0.02)  # it has begun, and goes on
     try:
         yield
     finally:
