@@ -1,12 +1,18 @@
-"""Shows where the time of a put and of a flush goes: what a figure of the benchmarks is made of.
+"""Shows where the time of a put, a flush, a read and a graph goes: what a figure of the benchmarks is made of.
 
 Run it: python -m benchmarks.where [--rounds 5]   (private servers, unless given)
 
 *Put*: 50 tasks of one event loop put 20 checkpoints each, with one write each, and no flush beside them. *Flush*: what
-they have put is then brought to Postgres. Both are taken once without a profiler, for the time, and once with one, for
-its parts, so a part is `time x its share`; a profiler makes small functions look dearer than they are. A *part* is a
-file of this saver, or what one library does. Times are processor time, so what is waited for is not in them. Calls of
-Python functions are exact, and the same on every machine.
+they have put is then brought to Postgres. *Reads*: one thread's latest checkpoint, read 500 times, one after the other:
+hot (Redis has it; with and without `verify_reads`), cold (only Postgres has it), by the stock saver, and by
+`InMemorySaver`, which has nothing to do but decode. *Graphs*: 100 runs at a time of the graph of ten nodes in one event
+loop, with this saver (whose flusher is at work, in its own thread) and with `InMemorySaver`.
+
+Each is taken once without a profiler, for the time, and once with one, for its parts, so a part is `time x its share`;
+a profiler makes small functions look dearer than they are. A *part* is a file of this saver, or what one library does.
+Times are this process's processor time, so what is waited for is not in them; of reads and graphs, the whole time is
+given too, and of graphs what the garbage collector took of the event loop's thread.
+Calls of Python functions are exact, and the same on every machine.
 
 Not here: comparisons with other savers.
 """
@@ -19,24 +25,33 @@ import contextlib
 import cProfile
 import gc
 import sysconfig
+import threading
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.postgres import PostgresSaver
+
 import checkpointer
 from benchmarks import servers
 from benchmarks.lab import Face
+from benchmarks.loads.graphs import chain
 from benchmarks.states import Run, messages
 from checkpointer import BufferedPostgresSaver
 from checkpointer.flush.session import Progress, Session
 
 if TYPE_CHECKING:
+    from langgraph.checkpoint.base import BaseCheckpointSaver
+
     from benchmarks.servers import Place
 
 THREADS = 50
 STEPS = 20
+READS = 500
+GRAPHS = 100
 _PACKAGE = Path(checkpointer.__file__).parent
 _SITE = Path(sysconfig.get_path("purelib"))
 _LIBRARY = Path(sysconfig.get_path("stdlib"))
@@ -69,6 +84,8 @@ def part_of(path: Path) -> str:
         return ".".join(names[: 3 if names[0] == "langgraph" else 1])
     if path.is_relative_to(_LIBRARY):
         return f"Python: {path.relative_to(_LIBRARY).with_suffix('').parts[0]}"
+    if str(path).startswith("<frozen "):
+        return "Python: importlib"
     return "Python: named tuples" if str(path) == "<string>" else "the caller"
 
 
@@ -107,6 +124,118 @@ async def flush(saver: BufferedPostgresSaver, profile: cProfile.Profile | None) 
     return (time.process_time() - begin) * 1e6 / (THREADS * STEPS)
 
 
+@dataclass
+class Work:
+    """Times and parts of one kind of work, in microseconds.
+
+    Attributes:
+        own: This thread's processor time, in each round.
+        whole: The same with what is waited for.
+        collecting: What the garbage collector took of it.
+        parts: Where it goes.
+    """
+
+    own: list[float] = field(default_factory=list)
+    whole: list[float] = field(default_factory=list)
+    collecting: list[float] = field(default_factory=list)
+    parts: Parts = field(default_factory=Parts)
+
+    def read(self, saver: BaseCheckpointSaver[Any], config: Any) -> None:
+        """Read without a profiler, and with one."""
+        saver.get_tuple(config)
+        gc.collect()
+        begin, own = time.perf_counter(), time.thread_time()
+        for _ in range(READS):
+            saver.get_tuple(config)
+        self.own.append((time.thread_time() - own) * 1e6 / READS)
+        self.whole.append((time.perf_counter() - begin) * 1e6 / READS)
+        profile = cProfile.Profile(time.thread_time, builtins=False)
+        with profile:
+            for _ in range(READS):
+                saver.get_tuple(config)
+        self.parts.add(profile)
+
+    async def run(self, saver: BaseCheckpointSaver[Any], place: Place) -> None:
+        """Run graphs without a profiler, and with one."""
+        graph = chain(saver)
+
+        async def run_all() -> None:
+            configs: list[Any] = [{"configurable": {"thread_id": place.thread()}} for _ in range(GRAPHS)]
+            await asyncio.gather(*(graph.ainvoke({"messages": messages()}, config) for config in configs))
+
+        thread, since, collecting = threading.get_ident(), 0.0, 0.0
+
+        def note(phase: str, _: Any) -> None:
+            nonlocal since, collecting
+            if threading.get_ident() == thread:
+                if phase == "stop":
+                    collecting += time.thread_time() - since
+                since = time.thread_time()
+
+        gc.collect()
+        gc.callbacks.append(note)
+        begin, own = time.perf_counter(), time.thread_time()
+        await run_all()
+        self.own.append((time.thread_time() - own) * 1e6 / GRAPHS)
+        self.whole.append((time.perf_counter() - begin) * 1e6 / GRAPHS)
+        gc.callbacks.remove(note)
+        self.collecting.append(collecting * 1e6 / GRAPHS)
+        profile = cProfile.Profile(time.thread_time, builtins=False)
+        with profile:
+            await run_all()
+        self.parts.add(profile)
+
+
+async def graphs(place: Place, rounds: int) -> dict[str, Work]:
+    """Have the savers take turns in running graphs."""
+    async with BufferedPostgresSaver.from_conn_string(
+        place.postgres_uri, redis_url=place.redis_url, prefix=place.prefix
+    ) as ours:
+        await ours.asetup()
+        savers: dict[str, BaseCheckpointSaver[Any]] = {"graph": ours, "graph with InMemorySaver": InMemorySaver()}
+        found = {kind: Work() for kind in savers}
+        for number in range(rounds + 1):
+            for kind, saver in savers.items():
+                await (found[kind] if number else Work()).run(saver, place)  # the first warms up
+                await ours.aflush()
+        return found
+
+
+def reads(place: Place, rounds: int) -> dict[str, Work]:
+    """Have the kinds of reads take turns."""
+    with contextlib.ExitStack() as stack:
+
+        def ours(**more: Any) -> BufferedPostgresSaver:
+            return stack.enter_context(
+                BufferedPostgresSaver.from_conn_string(
+                    place.postgres_uri, redis_url=place.redis_url, prefix=place.prefix, triggers=frozenset(), **more
+                )
+            )
+
+        stock = stack.enter_context(PostgresSaver.from_conn_string(place.postgres_uri))
+        kinds: dict[str, tuple[BaseCheckpointSaver[Any], BaseCheckpointSaver[Any]]] = {
+            "hot read": (saver := ours(), saver),
+            "hot read, unverified": (saver := ours(verify_reads=False), saver),
+            "cold read": (stock, ours()),
+            "read by the stock saver": (stock, stock),
+            "read by InMemorySaver": (memory := InMemorySaver(), memory),
+        }
+        found = {kind: Work() for kind in kinds}
+        configs = {kind: asyncio.run(_put_one(writer, place)) for kind, (writer, _) in kinds.items()}
+        for number in range(rounds + 1):
+            for kind, (_, reader) in kinds.items():
+                (found[kind] if number else Work()).read(reader, configs[kind])  # the first warms up
+        return found
+
+
+async def _put_one(saver: BaseCheckpointSaver[Any], place: Place) -> Any:
+    run = Run(Face(saver, "sync"), place.thread(), messages())
+    for _ in range(2):
+        await run.put(*run.next_checkpoint())
+        await run.put_writes()
+    return run.here
+
+
 async def measure(place: Place, rounds: int) -> tuple[dict[str, list[float]], dict[str, Parts]]:
     """Measure in turns with and without a profiler; returns the times without, and the parts with."""
     times: dict[str, list[float]] = {"put": [], "flush": []}
@@ -135,10 +264,9 @@ async def measure(place: Place, rounds: int) -> tuple[dict[str, list[float]], di
     return times, parts
 
 
-def table(name: str, microseconds: float, parts: Parts, rounds: int) -> str:
-    """Write the parts of a work as Markdown."""
+def table(name: str, microseconds: float, parts: Parts, each: int) -> str:
+    """Write the parts of a work, done so many times, as Markdown."""
     total = sum(parts.seconds.values())
-    each = THREADS * STEPS * rounds
     lines = [f"| {name} | share | µs | calls |", "| --- | --- | --- | --- |"]
     rest_seconds = rest_calls = 0.0
     for part, seconds in sorted(parts.seconds.items(), key=lambda item: -item[1]):
@@ -168,8 +296,21 @@ def main() -> None:
         for name, value in servers.describe(found).items():
             print(f"- {name}: {value}")
         times, parts = asyncio.run(measure(place, given.rounds))
+        kinds = reads(place, given.rounds)
+        runs = asyncio.run(graphs(place, given.rounds))
     for work, of in times.items():
-        print(f"\n{table(work, min(of), parts[work], given.rounds)}")
+        print(f"\n{table(work, min(of), parts[work], THREADS * STEPS * given.rounds)}")
+    print("\n| read | whole time, µs | of that this process's processor time |\n| --- | --- | --- |")
+    for kind, read in kinds.items():
+        print(f"| {kind} | {min(read.whole):.0f} | {min(read.own):.0f} |")
+    for kind, read in kinds.items():
+        print(f"\n{table(kind, min(read.own), read.parts, READS * given.rounds)}")
+    print("\n| graphs | whole time, µs | of that the event loop's thread | of that collecting garbage |")
+    print("| --- | --- | --- | --- |")
+    for kind, run in runs.items():
+        print(f"| {kind} | {min(run.whole):.0f} | {min(run.own):.0f} | {min(run.collecting):.0f} |")
+    for kind, run in runs.items():
+        print(f"\n{table(kind, min(run.own), run.parts, GRAPHS * given.rounds)}")
 
 
 if __name__ == "__main__":

@@ -89,6 +89,7 @@ def _app() -> "typer.Typer":
     concurrency_option = typer.Option(help="How many threads flush, each with a connection to Postgres of its own.")
     age_option = typer.Option(help="Flush what has waited for so many seconds.")
     drain_option = typer.Option(help="For how many seconds to drain at the end.")
+    hook_option = typer.Option("--hook", help="A hook beside the standard ones, by name; can be given again.")
     http_option = typer.Option(
         metavar="HOST:PORT", help="Where to answer /healthz, /readyz and /metrics.", show_default="nowhere"
     )
@@ -196,6 +197,7 @@ def _app() -> "typer.Typer":
         flush_age: Annotated[float, age_option] = defaults.flush_age,
         drain_timeout: Annotated[float, drain_option] = 30.0,
         http: Annotated[str | None, http_option] = None,
+        hook: Annotated[list[str] | None, hook_option] = None,
         in_schema: Annotated[str | None, common.schema] = None,
     ) -> None:
         """Flush what all applications with this prefix have buffered, until SIGTERM or SIGINT.
@@ -216,6 +218,7 @@ def _app() -> "typer.Typer":
             prefix=prefix,
             flush_age=flush_age,
             schema=in_schema or None,
+            hooks=(*defaults.hooks, *(hook or ())),
         ).run()
         if not report:
             cli_output.fail(str(report))

@@ -8,6 +8,8 @@ Not here: what is served (`observability/api/`), and how a command connects (`cl
 
 import logging
 import os
+import signal
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +18,7 @@ from checkpointer import cli_output, search_path
 from checkpointer.cli_connections import Connect, who
 from checkpointer.errors import ConfigurationError
 from observability import tokens
+from observability.errors.acting import by_way_of
 from observability.errors.statements import run
 
 if TYPE_CHECKING:
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
 # Open responses that are not streams get this long at the end.
 _GRACE_SECONDS = 5
+_HOW = {"way": "command line"}
 
 
 def add_commands(
@@ -90,7 +94,8 @@ def add_commands(
         """Make a token and print it; it cannot be shown again."""
         expires_at = None if never_expires else datetime.now(UTC) + timedelta(days=days)
         with connect(postgres_uri, in_schema) as conn:
-            made = run(conn, tokens.create(name, scope or ["read"], actor=who(), expires_at=expires_at))
+            act = tokens.create(name, scope or ["read"], actor=who(), expires_at=expires_at)
+            made = run(conn, by_way_of(_HOW, act))
         if as_json:
             cli_output.print_json({"id": made.id, "token": made.token})
         else:
@@ -118,7 +123,7 @@ def add_commands(
     ) -> None:
         """Make a token worthless from now on."""
         with connect(postgres_uri, in_schema) as conn:
-            row = run(conn, tokens.revoke(token_id, actor=who()))
+            row = run(conn, by_way_of(_HOW, tokens.revoke(token_id, actor=who())))
         if row is None:
             raise ConfigurationError(f"There is no token with the id {token_id!r}: see `checkpointer tokens list`.")
         echo([row], as_json)
@@ -173,4 +178,7 @@ def _serve(
         timeout_graceful_shutdown=_GRACE_SECONDS,
         log_config=None,
     )
+    # The server ends by raising the signal once more, which is no failure.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
     Server(config).run()

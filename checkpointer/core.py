@@ -9,33 +9,42 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from checkpointer import readings
 from checkpointer.buffer.clients import RedisSide
 from checkpointer.buffer.commands import Commands
 from checkpointer.buffer.keys import KeyLayout
 from checkpointer.errors import ClosedError, WrongLoopError
 from checkpointer.flush.flusher import Flusher
 from checkpointer.flush.ledger import Ledger
+from checkpointer.flush.report import FlushTotals
 from checkpointer.flush.session import Session
 from checkpointer.hooks import HookContext, Hooks, load_hook, renew_in_child, target_identity
+from checkpointer.instruments import Instruments
 from checkpointer.operations import Operations
 from checkpointer.puts import Puts
 from checkpointer.run_streams import RunStreams
 from checkpointer.store.clients import PostgresSide
 from checkpointer.tiers import Tier
+from checkpointer.watch import Watcher
 from checkpointer.watermarks import WaterMarks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from psycopg_pool import AsyncConnectionPool
 
     from checkpointer.buffer.places import AsyncRedis, SyncRedis
+    from checkpointer.instruments import Reading
     from checkpointer.options import BufferOptions
     from checkpointer.store.clients import Given
 
 
+# Seconds between two looks at the servers, while somebody reads the metrics.
+_LOOK_PAUSE = 5.0
+
+
 class Core:
-    """See the module. The arguments are those of `BufferedPostgresSaver`."""
+    """See the module. The arguments are those of `BufferedPostgresSaver`, and how often to look at the servers."""
 
     def __init__(
         self,
@@ -45,9 +54,11 @@ class Core:
         async_conn: AsyncConnectionPool[Any] | None,
         async_redis: AsyncRedis | None,
         options: BufferOptions,
+        look_pause: float = _LOOK_PAUSE,
     ) -> None:
         self.options = options
-        self.hooks = Hooks()
+        self.instruments = Instruments(options.key_prefix)
+        self.hooks = Hooks(notice=self.instruments.notice)
         emit = self.hooks.emit
         self.redis_tier = Tier("redis", emit)
         self.postgres_tier = Tier("postgres", emit)
@@ -71,6 +82,8 @@ class Core:
         self.commands = Commands(KeyLayout(options.key_prefix, options.partitions), options.clean_ttl)
         self.ledger = Ledger()
         self.marks = WaterMarks(options, emit)
+        self.watcher = Watcher(self.make_session, look_pause)
+        self._flushers: list[Flusher] = []
         self.flusher = self.make_flusher()
         self.puts = Puts(
             self.commands,
@@ -85,6 +98,7 @@ class Core:
         self.operations = Operations(self.commands, self.ledger, options, self.flusher, self.puts, emit)
         self.run_streams = RunStreams()
         self._closed = False
+        self.instruments.add_source(self._readings)
         context = HookContext(
             connect_postgres=self.postgres.for_hook,
             connect_redis=self.redis.dedicated,  # type: ignore[arg-type]  # a cluster client does as well
@@ -93,6 +107,8 @@ class Core:
                 self.postgres.conninfo, redis if isinstance(redis, str) else "", options.key_prefix
             ),
             run_streams=self.run_streams,
+            emit=emit,
+            instruments=self.instruments,
         )
         for name in options.hooks:
             self.hooks.add(load_hook(name, context), name=name)
@@ -101,12 +117,36 @@ class Core:
     def make_session(self, share: Iterable[int] | None = None) -> Session:
         """Make connections for one more background thread, which closes them."""
         return Session(
-            self.redis, self.postgres, self.commands, self.options, self.redis_tier, self.postgres_tier, share
+            self.redis,
+            self.postgres,
+            self.commands,
+            self.options,
+            self.redis_tier,
+            self.postgres_tier,
+            self.instruments,
+            share,
         )
 
     def make_flusher(self, share: Iterable[int] | None = None) -> Flusher:
         """Make a flusher, for some of the partitions or for all; whoever makes a further one closes it."""
-        return Flusher(self.make_session(share), self.ledger, self.options, self.hooks.emit, self.marks)
+        flusher = Flusher(
+            self.make_session(share), self.ledger, self.options, self.hooks.emit, self.marks, self.instruments
+        )
+        self._flushers.append(flusher)
+        return flusher
+
+    def totals(self) -> FlushTotals:
+        """Return what the flushers of this process have done so far."""
+        return FlushTotals.of_all([flusher.totals for flusher in self._flushers])
+
+    def _readings(self) -> Iterator[Reading]:
+        # Whoever reads once, reads again: by then there was a look.
+        self.watcher.start()
+        yield from readings.of_buffer(self.marks.pressure, self.puts.around)
+        yield from readings.of_flushers(self.totals())
+        yield from readings.of_hooks(self.hooks.stats())
+        down = {"redis": self.redis_tier.is_down, "postgres": self.postgres_tier.is_down}
+        yield from readings.of_servers(self.watcher, down)
 
     def check_open(self) -> None:
         """Refuse to work after closing.
@@ -149,7 +189,9 @@ class Core:
     def _close_blocking(self) -> None:
         self._closed = True
         self.flusher.close(self.options.close_timeout)
+        self.watcher.close()
         self.hooks.close()
+        self.instruments.close()
         self.run_streams.close()
         self.redis.close()
         self.postgres.close()
@@ -161,4 +203,7 @@ class Core:
         self.redis.forget()
         self.postgres.forget()
         self.ledger.clear()
-        self.flusher.forget()
+        for flusher in self._flushers:
+            flusher.forget()
+        self.watcher.forget()
+        self.instruments.renew()

@@ -7,6 +7,7 @@ objects: an exception is reduced to text by `describe_error`, which leaves out w
 from __future__ import annotations
 
 import os
+import sys
 import time
 import traceback
 from dataclasses import dataclass, field
@@ -35,6 +36,16 @@ def uuid7() -> UUID:
     value = value & ~(0xF << 76) | 0x7 << 76
     value = value & ~(0x3 << 62) | 0x2 << 62
     return UUID(int=value)
+
+
+def active_trace_id() -> str | None:
+    """Return the trace of the active OpenTelemetry span; None without one, or if nobody has imported the library."""
+    # Absent while the module is being imported by another thread.
+    current = getattr(sys.modules.get("opentelemetry.trace"), "get_current_span", None)
+    if current is None:
+        return None
+    context = current().get_span_context()
+    return f"{context.trace_id:032x}" if context.is_valid else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +130,7 @@ class CheckpointEvent:
         error: The exception, as text.
         context: Anything else, JSON-like.
         user_notice: True if the thread's user is to be told (operators always are).
+        trace_id: Of the OpenTelemetry span that was active, 32 hexadecimal digits; None without one.
     """
 
     name: str
@@ -141,3 +153,4 @@ class CheckpointEvent:
     error: ErrorInfo | None = None
     context: Mapping[str, Any] = field(default_factory=dict)
     user_notice: bool = False
+    trace_id: str | None = field(default_factory=active_trace_id)

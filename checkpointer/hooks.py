@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from checkpointer.errors import ClosedError, ConfigurationError
 from checkpointer.events import CheckpointEvent, describe_error
+from checkpointer.instruments import Instruments
 from checkpointer.run_streams import RunStreams
 
 if TYPE_CHECKING:
@@ -73,6 +74,10 @@ def redis_client(url: str, timeout: float) -> redis.Redis:
     return place_of_url(url, timeout).client()  # type: ignore[return-value]  # a cluster client does as well
 
 
+def _tell_nobody(event: CheckpointEvent) -> None:
+    """Take an event where there are no other hooks."""
+
+
 @dataclass(frozen=True)
 class HookContext:
     """What a hook factory may use: connections of the hook's own, never the saver's.
@@ -83,6 +88,8 @@ class HookContext:
         prefix: What Redis keys begin with, made of letters, digits, `_`, `.`, `-` and `:`; one for each schema.
         identity: Unique for this database, Redis and prefix together; fit for a file name.
         run_streams: The streams of the runs that use the saver.
+        emit: Tells the other hooks of the saver of an event.
+        instruments: What the saver, or the worker, can be measured by.
     """
 
     connect_postgres: Callable[[], psycopg.Connection[Any]]
@@ -90,6 +97,8 @@ class HookContext:
     prefix: str
     identity: str
     run_streams: RunStreams = field(default_factory=RunStreams)
+    emit: Callable[[CheckpointEvent], None] = _tell_nobody
+    instruments: Instruments = field(default_factory=Instruments)
 
 
 def target_identity(conninfo: str, redis_url: str, prefix: str) -> str:
@@ -367,13 +376,22 @@ class Hooks:
     Args:
         capacity: How many events may wait for one hook.
         reserved: How many of those places only critical events may take.
+        notice: Is called with each event where it is emitted, also if there are no hooks, and returns the one that the
+            hooks are given; neither waits nor raises.
     """
 
-    def __init__(self, *, capacity: int = 1000, reserved: int = 200) -> None:
+    def __init__(
+        self,
+        *,
+        capacity: int = 1000,
+        reserved: int = 200,
+        notice: Callable[[CheckpointEvent], CheckpointEvent] | None = None,
+    ) -> None:
         if not 0 <= reserved < capacity:
             raise ConfigurationError(f"reserved={reserved} must be at least 0 and below capacity={capacity}")
         self._capacity = capacity
         self._reserved = reserved
+        self._notice = notice
         self._lock = threading.RLock()
         # Replaced, never changed, so that `emit` can take it along without a lock.
         self._lanes: tuple[_Lane, ...] = ()
@@ -418,6 +436,8 @@ class Hooks:
 
     def emit(self, event: CheckpointEvent) -> None:
         """Offer an event to every hook; never waits for one and never raises."""
+        if self._notice is not None:
+            event = self._notice(event)
         lanes = self._lanes
         if lanes:
             # Told now: when the inbox comes to it, this thread may have ended and a lane's got its identifier.
@@ -427,6 +447,8 @@ class Hooks:
 
     def _tell(self, lane: _Lane, event: CheckpointEvent) -> None:
         """Offer what a lane says of itself to the others; its own hook would only be given more to fail at."""
+        if self._notice is not None:
+            event = self._notice(event)
         self._inbox.offer(_Emitted(event, lane, self._lanes), critical=False)
 
     def stats(self) -> dict[str, HookStats]:

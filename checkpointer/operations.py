@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from checkpointer.flush.ledger import Ledger
     from checkpointer.options import BufferOptions
     from checkpointer.puts import Puts
+    from checkpointer.records import Write
     from checkpointer.steps import Step
 
 T = TypeVar("T")
@@ -75,7 +76,7 @@ _TOLD_THREADS = 10_000
 
 @dataclass(slots=True)
 class _Ahead:
-    """A question to Postgres that goes out together with the one to Redis, and its answer.
+    """A question to Postgres that goes out together with the one to Redis, or before it, and its answer.
 
     Records move from Redis to Postgres, so what Postgres says may be older than what Redis says: it counts only if
     Redis shows no sign of a flush in between. What another writer puts meanwhile may be missed, as by any read that
@@ -86,12 +87,14 @@ class _Ahead:
         is_whole: It asks for the latest checkpoint itself, not only for its id.
         asked_at: When; 0 if not yet.
         rows: The answer, or the error; None if it does not count.
+        is_used: Redis has been asked since.
     """
 
     query: Query
     is_whole: bool
     asked_at: float = 0.0
     rows: Sequence[Mapping[str, Any]] | StoreUnavailableError | None = None
+    is_used: bool = False
 
     def verdict(self, found: BufferRead) -> Verdict | None:
         """Return what Postgres says about a head of Redis, or None if it has to be asked.
@@ -108,7 +111,7 @@ class _Ahead:
         stored, _ = reads.read_latest(self.rows)
         if stored is None or stored.checkpoint_id != found.head:
             return None
-        return Verdict(stored.checkpoint_id, stored.parent_id, len(stored.writes), 0, self.rows[0]["replay"])
+        return Verdict(stored.checkpoint_id, stored.parent_id, len(stored.writes), 0, bool(self.rows[0]["replay"]))
 
     def latest(self, found: BufferRead, clean_ttl: float) -> Sequence[Mapping[str, Any]] | None:
         """Return the rows with the latest checkpoint, or None if Postgres has to be asked after Redis.
@@ -274,7 +277,15 @@ class Operations:
         self, address: Address, checkpoint_id: str | None, *, opening: bool
     ) -> Generator[Step, Any, Snapshot | None]:
         prefix, partition = self._options.prefix, self._commands.layout.partition_of(address.thread_id)
-        ahead = None if checkpoint_id is not None else self._ahead(address, opening=opening)
+        ahead = None
+        if checkpoint_id is None and self._options.verify_reads:
+            if self._is_known(address.thread_id):
+                ahead = self._ahead(address, opening=opening)
+            else:
+                ahead, stored = yield from self._ask_store_first(address, opening=opening)
+                if ahead is None:
+                    return stored
+                opening = False
         try:
             found = yield from self._buffered(address, checkpoint_id, ahead=ahead)
             if checkpoint_id is None and (found.complete or (found.knows_all and found.head is None)):
@@ -292,7 +303,7 @@ class Operations:
                     self._require_buffer_alone(address, found, exc)
                     return from_buffer(address, found, None)
                 if opening:
-                    self._puts.opened(address.thread_id, threads.read_opening(rows))
+                    self._note_opening(address.thread_id, rows)
                     opening = False
                 if not verdict.replay and stands(found, verdict):
                     return from_buffer(address, found, verdict)
@@ -305,16 +316,47 @@ class Operations:
             return (yield from self._snapshot_without_buffer(address, checkpoint_id, exc))
         return (yield from self._merged(address, checkpoint_id, found, opening=opening, ahead=ahead))
 
+    def _is_known(self, thread_id: str) -> bool:
+        """Tell whether Redis has something of a thread, as far as this process knows."""
+        ledger = self._ledger
+        return bool(ledger.expected(thread_id)) or ledger.debt(thread_id) is not None or ledger.is_passed(thread_id)
+
     def _ahead(self, address: Address, *, opening: bool) -> _Ahead | None:
-        """Return what to ask Postgres at the same time as Redis, if that may spare a round trip."""
-        thread, prefix = address.thread_id, self._options.prefix
-        if not self._options.verify_reads:
+        """Return what to ask Postgres at the same time as Redis, which is believed to have the latest checkpoint."""
+        # To be opened, a thread has to be asked for in Redis first.
+        if opening and self._ledger.debt(address.thread_id) is None:
             return None
-        if self._ledger.expected(thread):
-            # Redis has it, as far as is known. To be opened it would have to be asked first.
-            is_open = not opening or self._ledger.debt(thread) is not None
-            return _Ahead(reads.verify(prefix, address), is_whole=False) if is_open else None
-        return None if opening else _Ahead(reads.latest(prefix, address), is_whole=True)
+        return _Ahead(reads.verify(self._options.prefix, address), is_whole=False)
+
+    def _ask_store_first(
+        self, address: Address, *, opening: bool
+    ) -> Generator[Step, Any, tuple[_Ahead | None, Snapshot | None]]:
+        """Ask Postgres before Redis: of a thread that is not open in the buffer it has all.
+
+        Returns:
+            What it says, for the question to Redis; or None, and the latest checkpoint, if there is no such question.
+        """
+        thread = address.thread_id
+        partition = self._commands.layout.partition_of(thread) if opening else None
+        query = reads.latest(self._options.prefix, address, opening_in=partition)
+        ahead = _Ahead(query, is_whole=True, asked_at=time.monotonic())
+        try:
+            ahead.rows = rows = yield query
+        except StoreUnavailableError as exc:
+            ahead.rows = exc
+            return ahead, None
+        if opening:
+            self._note_opening(thread, rows)
+        if not reads.is_whole(rows):
+            return ahead, None
+        stored, heads = reads.read_latest(rows)
+        if heads is not None:
+            self._puts.learn(thread, heads)
+        return None, stored
+
+    def _note_opening(self, thread_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        if (opening := threads.read_opening_if_closed(rows)) is not None:
+            self._puts.opened(thread_id, opening)
 
     def _buffered(
         self, address: Address, checkpoint_id: str | None, *, full: bool = False, ahead: _Ahead | None = None
@@ -334,10 +376,13 @@ class Operations:
                 reply = yield call
             elif ahead.asked_at:
                 reply = yield call
-                ahead.rows = None  # from before what has happened since
+                if ahead.is_used:
+                    ahead.rows = None  # from before what has happened since
             else:
                 ahead.asked_at = time.monotonic()
                 reply, ahead.rows = yield Both(call, ahead.query)
+            if ahead is not None:
+                ahead.is_used = True
             return self._commands.read_read(checkpoint_id, reply), expected, floor
 
         found, expected, floor = yield from read()
@@ -377,7 +422,7 @@ class Operations:
                 if rows is None:
                     rows = yield reads.latest(prefix, address, opening_in=partition if opening else None)
                 if opening:
-                    self._puts.opened(address.thread_id, threads.read_opening(rows))
+                    self._note_opening(address.thread_id, rows)
                 stored, heads = reads.read_latest(rows)
                 if heads is not None and not found.knows_all:
                     self._puts.learn(address.thread_id, heads)
@@ -484,9 +529,14 @@ class Operations:
     def _add_sends(self, snapshot: Snapshot, saver: Any) -> Generator[Step, Any, None]:
         parent = snapshot.parent_id or ""
         address = snapshot.address
-        buffered = self._commands.read_read(parent, (yield self._commands.read(address, parent)))
+        buffered: Sequence[tuple[Write, bool]] = ()
+        try:
+            reply = yield self._commands.read(address, parent)
+            buffered = self._commands.read_read(parent, reply).writes_of(parent)
+        except BufferUnavailableError as exc:
+            yield from self._require_store_alone(address.thread_id, address.checkpoint_ns, exc)
         stored = reads.read_sends((yield reads.sends(address.thread_id, [parent])))
-        writes = merge_writes(stored.get(parent, ()), buffered.writes_of(parent))
+        writes = merge_writes(stored.get(parent, ()), buffered)
         add_sends(snapshot, writes, saver.serde, lambda: saver.get_next_version(None, None))
 
     # -- list and delta history ----------------------------------------------------------------------------------

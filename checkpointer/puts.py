@@ -30,14 +30,14 @@ from checkpointer.events import CheckpointEvent, describe_error
 from checkpointer.flush.ledger import Owed
 from checkpointer.flush.session import LockedElsewhereError
 from checkpointer.options import ACKS
-from checkpointer.records import Address, Blob, Codec, Put, PutWrites, saved_config
+from checkpointer.records import Address, Blob, Codec, Put, PutWrites, address_of, run_id_of, saved_config
 from checkpointer.steps import Flushed, Job, Pause
 from checkpointer.store import reads, threads
 from checkpointer.store.reads import Query
 from checkpointer.store.writes import Batch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
     from langchain_core.runnables import RunnableConfig
 
@@ -142,6 +142,7 @@ class Puts:
         self._told_of = 0
         self._told_late: OrderedDict[str, None] = OrderedDict()
         self._unconfirmed_at = 0.0
+        self.around = 0  # how many went around Redis
 
     def renew_lock(self) -> None:
         """In a forked child: whoever held the lock is not here."""
@@ -497,6 +498,7 @@ class Puts:
         try:
             yield Flushed(thread, reply.sequence)
         except CheckpointerError as exc:
+            self._flusher.tell_when_saved(thread)
             self._emit(
                 about.event(
                     "put.unacknowledged",
@@ -550,6 +552,7 @@ class Puts:
             self._emit(late_event(about))
             return
         with self._lock:
+            self.around += 1
             if self._told_of != self._redis_tier.outages:
                 self._told_of = self._redis_tier.outages
                 self._told.clear()
@@ -624,5 +627,39 @@ def late_event(about: _About) -> CheckpointEvent:
         "The thread was deleted while a run of it was going on; what the run still saves is dropped.",
         error_type="checkpoint_late",
         checkpoint_count=int(about.operation == "put"),
+        user_notice=True,
+    )
+
+
+def refused_event(
+    operation: str, config: RunnableConfig, metadata: Mapping[str, Any], cause: CheckpointerError
+) -> CheckpointEvent:
+    """Return the event of a put that is refused for one of its values.
+
+    Args:
+        operation: `put` or `put_writes`.
+        config: Has a usable thread and namespace.
+        metadata: Those of a checkpoint.
+        cause: Names the place.
+    """
+    step = metadata.get("step")
+    step = step if isinstance(step, int) else None
+    address = address_of(config, need_ns=True)
+    return CheckpointEvent(
+        name="put.refused",
+        severity="critical",
+        message="A value cannot be stored, so the run is not saved from "
+        + ("here" if step is None else f"step {step}")
+        + f" on: {cause}",
+        error_type="checkpoint_refused",
+        thread_id=address.thread_id,
+        run_id=run_id_of(config),
+        checkpoint_ns=address.checkpoint_ns,
+        step=step,
+        operation=operation,
+        outcome="lost",
+        lost_from_step=step,
+        checkpoint_count=int(operation == "put"),
+        error=describe_error(cause),
         user_notice=True,
     )

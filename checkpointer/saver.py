@@ -18,11 +18,18 @@ from psycopg.rows import dict_row
 
 from checkpointer.buffer.commands import ScriptCall
 from checkpointer.core import Core
-from checkpointer.errors import ConfigurationError, StoreUnavailableError
+from checkpointer.errors import (
+    ConfigurationError,
+    NonFiniteValueError,
+    StoreUnavailableError,
+    UnserializableValueError,
+)
 from checkpointer.flush import barriers
 from checkpointer.flush.dead_letters import DeadLetters
+from checkpointer.instruments import Measured
 from checkpointer.operations import thread_ids
 from checkpointer.options import BufferOptions
+from checkpointer.puts import refused_event
 from checkpointer.records import Codec, thread_text
 from checkpointer.steps import Both, Flushed, Pause, RareStep, ServerInfo, Step
 from checkpointer.store import schema
@@ -48,6 +55,7 @@ if TYPE_CHECKING:
     from checkpointer.buffer.places import AsyncRedis, SyncRedis
     from checkpointer.flush.report import FlushReport
     from checkpointer.hooks import Hooks
+    from checkpointer.instruments import Instruments
     from checkpointer.store.clients import Given
 
 T = TypeVar("T")
@@ -142,6 +150,11 @@ class BufferedPostgresSaver(PostgresSaver):
     def options(self) -> BufferOptions:
         """The settings."""
         return self._core.options
+
+    @property
+    def instruments(self) -> Instruments:
+        """What the saver can be measured by: `observability.metrics.prometheus(saver)`."""
+        return self._core.instruments
 
     @property
     def dead_letters(self) -> DeadLetters:
@@ -302,8 +315,34 @@ class BufferedPostgresSaver(PostgresSaver):
 
     # -- LangGraph's contract ------------------------------------------------------------------------------------
 
-    def _codec(self) -> Codec:
-        return Codec(self.serde, self._core.options.non_finite)
+    # An operation is measured only while somebody measures: else a put looks at one flag more, and calls nothing.
+
+    def _putting(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> Generator[Step, Any, RunnableConfig]:
+        codec = Codec(self.serde, self._core.options.non_finite)
+        try:
+            put = codec.encode_put(config, checkpoint, metadata, new_versions)
+        except (NonFiniteValueError, UnserializableValueError) as exc:
+            self._core.hooks.emit(refused_event("put", config, metadata, exc))
+            raise
+        self._core.run_streams.note(config)
+        return self._core.operations.put(put, codec)
+
+    def _putting_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
+    ) -> Generator[Step, Any, None]:
+        codec = Codec(self.serde, self._core.options.non_finite)
+        try:
+            put = codec.encode_writes(config, writes, task_id, task_path)
+        except (NonFiniteValueError, UnserializableValueError) as exc:
+            self._core.hooks.emit(refused_event("put_writes", config, {}, exc))
+            raise
+        return self._core.operations.put_writes(put)
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """Read a checkpoint: the one that the config names, or the thread's latest.
@@ -313,11 +352,17 @@ class BufferedPostgresSaver(PostgresSaver):
             InvalidConfigError: The config has no usable thread.
         """
         self._core.run_streams.note(config)
+        if self._core.instruments.is_on:
+            with Measured(self._core.instruments, "get_tuple", config):
+                return self._run(self._core.operations.get_tuple(config, self))
         return self._run(self._core.operations.get_tuple(config, self))
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """See `get_tuple`."""
         self._core.run_streams.note(config)
+        if self._core.instruments.is_on:
+            with Measured(self._core.instruments, "get_tuple", config):
+                return await self._arun(self._core.operations.get_tuple(config, self))
         return await self._arun(self._core.operations.get_tuple(config, self))
 
     def list(
@@ -334,7 +379,9 @@ class BufferedPostgresSaver(PostgresSaver):
             FlushIncompleteError: Something could not be flushed.
             TierUnavailableError: A server is away.
         """
-        yield from self._run(self._core.operations.list(config, filter, before, limit, self))
+        with Measured(self._core.instruments, "list", config):
+            found = self._run(self._core.operations.list(config, filter, before, limit, self))
+        yield from found
 
     async def alist(
         self,
@@ -345,8 +392,10 @@ class BufferedPostgresSaver(PostgresSaver):
         limit: int | None = None,
     ) -> AsyncIterator[CheckpointTuple]:
         """See `list`."""
-        for found in await self._arun(self._core.operations.list(config, filter, before, limit, self)):
-            yield found
+        with Measured(self._core.instruments, "list", config):
+            found = await self._arun(self._core.operations.list(config, filter, before, limit, self))
+        for one in found:
+            yield one
 
     def put(
         self,
@@ -368,10 +417,10 @@ class BufferedPostgresSaver(PostgresSaver):
             UnserializableValueError: A value cannot be serialised; nothing was written.
             NonFiniteValueError: With `non_finite="raise"`; nothing was written.
         """
-        codec = self._codec()
-        put = codec.encode_put(config, checkpoint, metadata, new_versions)
-        self._core.run_streams.note(config)
-        return self._run(self._core.operations.put(put, codec))
+        if self._core.instruments.is_on:
+            with Measured(self._core.instruments, "put", config):
+                return self._run(self._putting(config, checkpoint, metadata, new_versions))
+        return self._run(self._putting(config, checkpoint, metadata, new_versions))
 
     async def aput(
         self,
@@ -381,10 +430,10 @@ class BufferedPostgresSaver(PostgresSaver):
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         """See `put`. A put that is cancelled may have been stored."""
-        codec = self._codec()
-        put = codec.encode_put(config, checkpoint, metadata, new_versions)
-        self._core.run_streams.note(config)
-        return await self._arun(self._core.operations.put(put, codec))
+        if self._core.instruments.is_on:
+            with Measured(self._core.instruments, "put", config):
+                return await self._arun(self._putting(config, checkpoint, metadata, new_versions))
+        return await self._arun(self._putting(config, checkpoint, metadata, new_versions))
 
     def put_writes(
         self,
@@ -394,8 +443,10 @@ class BufferedPostgresSaver(PostgresSaver):
         task_path: str = "",
     ) -> None:
         """Store pending writes of a task; see `put` for what that promises and raises."""
-        put = self._codec().encode_writes(config, writes, task_id, task_path)
-        self._run(self._core.operations.put_writes(put))
+        if self._core.instruments.is_on:
+            with Measured(self._core.instruments, "put_writes", config):
+                return self._run(self._putting_writes(config, writes, task_id, task_path))
+        return self._run(self._putting_writes(config, writes, task_id, task_path))
 
     async def aput_writes(
         self,
@@ -405,8 +456,10 @@ class BufferedPostgresSaver(PostgresSaver):
         task_path: str = "",
     ) -> None:
         """See `put_writes`."""
-        put = self._codec().encode_writes(config, writes, task_id, task_path)
-        await self._arun(self._core.operations.put_writes(put))
+        if self._core.instruments.is_on:
+            with Measured(self._core.instruments, "put_writes", config):
+                return await self._arun(self._putting_writes(config, writes, task_id, task_path))
+        return await self._arun(self._putting_writes(config, writes, task_id, task_path))
 
     def delete_thread(self, thread_id: str) -> None:
         """Delete all that was saved of a thread, buffered or not.
@@ -514,11 +567,13 @@ class BufferedPostgresSaver(PostgresSaver):
             A report that is true only if everything asked for is in Postgres. An outage makes it false, with the error;
             nothing is dropped, and the flusher goes on trying.
         """
-        return self._core.flusher.flush(self._to_flush(thread_id)).result()
+        with Measured(self._core.instruments, "flush", _named(thread_id)):
+            return self._core.flusher.flush(self._to_flush(thread_id)).result()
 
     async def aflush(self, thread_id: str | None = None) -> FlushReport:
         """See `flush`."""
-        return await _shielded(self._core.flusher.flush(self._to_flush(thread_id)))
+        with Measured(self._core.instruments, "flush", _named(thread_id)):
+            return await _shielded(self._core.flusher.flush(self._to_flush(thread_id)))
 
     def _to_flush(self, thread_id: str | None) -> Sequence[str] | None:
         self._core.check_open()
@@ -529,7 +584,7 @@ class BufferedPostgresSaver(PostgresSaver):
         """Give the base class a cursor, without its lock: a pool needs none."""
         self._core.check_open()
         with (
-            self._core.postgres.pool().connection() as conn,
+            self._core.postgres.connection() as conn,
             conn.transaction(),
             conn.cursor(binary=True, row_factory=dict_row) as cur,
         ):
@@ -540,6 +595,10 @@ class BufferedPostgresSaver(PostgresSaver):
 async def _shielded(future: Future[T]) -> T:
     """Await work of the flusher; who is cancelled stops waiting, and the work goes on."""
     return await asyncio.shield(asyncio.wrap_future(future))
+
+
+def _named(thread_id: str | None) -> dict[str, Any]:
+    return {"configurable": {"thread_id": thread_id}}
 
 
 def _run_ids(values: Any) -> list[str]:

@@ -7,8 +7,7 @@ holds a partition's row lock in Postgres flushes it, and a lock is gone when its
 A worker flushes by age alone. Whatever waits for long enough is its business, whoever put it, so there is nothing
 special about the start, and what an application flushes by itself in time never concerns a worker.
 
-Words: to *drain* is to flush all that the buffer held when the draining began. A *look* is one round of the thread
-that asks both servers for an answer and measures the backlog.
+Words: to *drain* is to flush all that the buffer held when the draining began.
 """
 
 from __future__ import annotations
@@ -30,14 +29,13 @@ from psycopg.conninfo import conninfo_to_dict
 from checkpointer import worker_http
 from checkpointer.core import Core
 from checkpointer.errors import (
-    CheckpointerError,
     ClosedError,
     ConfigurationError,
     NotSetUpError,
     StoreUnavailableError,
     TierUnavailableError,
 )
-from checkpointer.events import CheckpointEvent, describe_error
+from checkpointer.events import CheckpointEvent
 from checkpointer.flush.report import FlushTotals
 from checkpointer.flush.session import check_partitions
 from checkpointer.options import BufferOptions
@@ -47,13 +45,14 @@ from checkpointer.store.clients import check_conninfo
 from checkpointer.store.deadline import Limit, LimitedConnection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from types import FrameType, TracebackType
 
     from checkpointer.flush.backlog import Backlog
     from checkpointer.flush.flusher import Flusher
     from checkpointer.flush.report import FlushReport
     from checkpointer.hooks import Hooks
+    from checkpointer.instruments import Instruments
 
 __all__ = ["Worker", "DrainReport"]
 
@@ -64,11 +63,8 @@ logger = logging.getLogger("checkpointer.worker")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SIGNAL_TURN = 0.5
 _DRAIN_PAUSE = 0.2
-# A look costs one Redis command for each waiting thread: the pause makes that a twentieth of the time at most.
+# Seconds between two looks at the servers: a supervisor asks whether the worker is ready.
 _LOOK_PAUSE = 1.0
-_LONGEST_LOOK_PAUSE = 15.0
-_LOOK_SHARE = 20
-_ANSWER_SECONDS = 5.0
 
 _STORED_PARTITIONS = "SELECT partitions FROM checkpoint_buffers WHERE prefix = %s"
 
@@ -164,17 +160,11 @@ class Worker:
         self._core: Core | None = None
         self._flushers: list[Flusher] = []
         self._server: worker_http.Server | None = None
-        self._watcher: threading.Thread | None = None
         # A signal handler may put something even while this very thread is inside `get`.
         self._wake: SimpleQueue[int | None] = SimpleQueue()
         self._draining = False
         self._closing = threading.Event()
         self._report: DrainReport | None = None
-        self._looked = False
-        self._backlog: Backlog | None = None
-        self._redis_trouble: str | None = None
-        self._postgres_trouble: str | None = None
-        self._asked_at: float | None = None
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -203,7 +193,14 @@ class Worker:
             if self._core is not None:
                 return
             options = replace(self._options, partitions=self._find_partitions())
-            core = Core(self._postgres_uri, self._redis_url, async_conn=None, async_redis=None, options=options)
+            core = Core(
+                self._postgres_uri,
+                self._redis_url,
+                async_conn=None,
+                async_redis=None,
+                options=options,
+                look_pause=_LOOK_PAUSE,
+            )
             try:
                 core.redis.info()
                 if self._address is not None:
@@ -220,8 +217,7 @@ class Worker:
             self._flushers = [core.make_flusher(order[n::count]) for n in range(count)]
             for flusher in self._flushers:
                 flusher.start()
-            self._watcher = threading.Thread(target=self._watch, name="checkpointer-worker-watch", daemon=True)
-            self._watcher.start()
+            core.watcher.start()
             if self._server is not None:
                 self._server.start()
         logger.info("Flushing %r: %d partitions, %d threads.", options.prefix, options.partitions, count)
@@ -340,8 +336,6 @@ class Worker:
         self._closing.set()
         if self._server is not None:
             self._server.close()
-        if self._watcher is not None:
-            self._watcher.join(1.0)
         core.close()
         return report
 
@@ -380,20 +374,6 @@ class Worker:
 
     # -- what can be watched -------------------------------------------------------------------------------------
 
-    def _watch(self) -> None:
-        assert self._core is not None
-        session = self._core.make_session()
-        while not self._closing.is_set():
-            begun = time.monotonic()
-            self._backlog, self._redis_trouble = _ask(session.backlog)
-            pause = (time.monotonic() - begun) * _LOOK_SHARE if self._redis_trouble is None else 0.0
-            self._asked_at = time.monotonic()
-            _, self._postgres_trouble = _ask(session.ping)
-            self._asked_at = None
-            self._looked = True
-            self._closing.wait(min(max(_LOOK_PAUSE, pause), _LONGEST_LOOK_PAUSE))
-        session.close()
-
     @property
     def hooks(self) -> Hooks:
         """Where to subscribe to events, once the worker was started.
@@ -404,6 +384,17 @@ class Worker:
         if self._core is None:
             raise ClosedError("The worker was not started: call start() before.")
         return self._core.hooks
+
+    @property
+    def instruments(self) -> Instruments:
+        """What the worker can be measured by, once it was started.
+
+        Raises:
+            ClosedError: It was not.
+        """
+        if self._core is None:
+            raise ClosedError("The worker was not started: call start() before.")
+        return self._core.instruments
 
     @property
     def prefix(self) -> str:
@@ -418,34 +409,11 @@ class Worker:
     @property
     def backlog(self) -> Backlog | None:
         """What waits in the buffer, as of the last look; None if Redis did not answer."""
-        return self._backlog
-
-    @property
-    def redis_trouble(self) -> str | None:
-        """Why Redis did not answer at the last look; None if it did."""
-        return self._redis_trouble
-
-    @property
-    def postgres_trouble(self) -> str | None:
-        """Why Postgres did not answer at the last look, or has not answered for long; None if it did."""
-        asked_at = self._asked_at
-        if asked_at is not None and (seconds := time.monotonic() - asked_at) > _ANSWER_SECONDS:
-            return f"Postgres has not answered for {seconds:.0f} s."
-        return self._postgres_trouble
+        return None if self._core is None else self._core.watcher.backlog
 
     def totals(self) -> FlushTotals:
         """Return what the worker has flushed so far."""
-        each = [flusher.totals for flusher in self._flushers]
-        return FlushTotals(
-            checkpoints=sum(t.checkpoints for t in each),
-            blobs=sum(t.blobs for t in each),
-            writes=sum(t.writes for t in each),
-            batches=sum(t.batches for t in each),
-            seconds=sum(t.seconds for t in each),
-            failures=sum(t.failures for t in each),
-            flushed_at=max((t.flushed_at for t in each), default=0.0),
-            progress_at=max((t.progress_at for t in each), default=0.0),
-        )
+        return FlushTotals.of_all([flusher.totals for flusher in self._flushers])
 
     def why_unhealthy(self) -> str | None:
         """Return why the process should be started anew; None if it works. An outage is no such reason."""
@@ -458,19 +426,9 @@ class Worker:
         """Return why nothing can be flushed now; None if both servers answered at the last look."""
         if self._draining:
             return "The worker is draining."
-        if not self._looked:
+        if self._core is None or not (watcher := self._core.watcher).has_looked:
             return "The servers were not asked yet."
-        return " ".join(filter(None, (self.redis_trouble, self.postgres_trouble))) or None
-
-
-def _ask(question: Callable[[], T]) -> tuple[T | None, str | None]:
-    """Return the answer, or what is wrong."""
-    try:
-        return question(), None
-    except CheckpointerError as exc:
-        return None, str(exc)
-    except Exception as exc:  # noqa: BLE001 - whatever it is, it is what the operator asks for
-        return None, describe_error(exc).message
+        return " ".join(filter(None, (watcher.redis_trouble, watcher.postgres_trouble))) or None
 
 
 def _reason(report: FlushReport) -> str:

@@ -16,9 +16,7 @@ from urllib.parse import urlsplit
 from checkpointer.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from prometheus_client.core import Metric
+    from collections.abc import Callable
 
     from checkpointer.worker import Worker
 
@@ -56,12 +54,10 @@ class Server:
     """
 
     def __init__(self, address: Address, worker: Worker) -> None:
-        metrics, content_type = _metrics_of(worker)
-
         answers: dict[str, Callable[[], tuple[int, str, bytes]]] = {
             "/healthz": lambda: _verdict(worker.why_unhealthy()),
             "/readyz": lambda: _verdict(worker.why_not_ready()),
-            "/metrics": lambda: (HTTPStatus.OK, content_type, metrics()),
+            "/metrics": _metrics_of(worker),
         }
 
         class Handler(BaseHTTPRequestHandler):
@@ -110,63 +106,16 @@ def _verdict(problem: str | None) -> tuple[int, str, bytes]:
     return status, "text/plain; charset=utf-8", f"{problem or 'ok'}\n".encode()
 
 
-def _metrics_of(worker: Worker) -> tuple[Callable[[], bytes], str]:
-    """Return a function that renders the worker's metrics, and their content type."""
+def _metrics_of(worker: Worker) -> Callable[[], tuple[int, str, bytes]]:
+    """Return a function that answers with the worker's metrics."""
     try:
-        from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
-        from prometheus_client.registry import Collector, CollectorRegistry
+        from checkpointer.exposition import CONTENT_TYPE, render
     except ModuleNotFoundError as exc:
         raise ConfigurationError(
             'Health and metrics over HTTP need: pip install "langgraph-checkpoint-buffered[cli]"'
         ) from exc
 
-    class WorkerCollector(Collector):
-        def collect(self) -> Iterator[Metric]:
-            return _collect(worker)
+    def metrics() -> tuple[int, str, bytes]:
+        return HTTPStatus.OK, CONTENT_TYPE, render({worker.prefix: worker.instruments.read()})
 
-    registry = CollectorRegistry()
-    registry.register(WorkerCollector())
-    return lambda: generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4
-
-
-def _collect(worker: Worker) -> Iterator[Metric]:
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
-
-    label = [worker.prefix]
-
-    def gauge(name: str, text: str, value: float) -> Metric:
-        family = GaugeMetricFamily(f"checkpointer_{name}", text, labels=["prefix"])
-        family.add_metric(label, value)
-        return family
-
-    def counter(name: str, text: str, value: float) -> Metric:
-        family = CounterMetricFamily(f"checkpointer_{name}", text, labels=["prefix"])
-        family.add_metric(label, value)
-        return family
-
-    # While Redis is away the backlog is not known, and no number says so.
-    if (backlog := worker.backlog) is not None:
-        yield gauge("backlog_records", "Records in the buffer that are not in Postgres.", backlog.records)
-        yield gauge("backlog_bytes", "Size of those records.", backlog.held_bytes)
-        yield gauge("backlog_threads", "Threads with such records.", backlog.threads)
-        yield gauge("backlog_oldest_age_seconds", "Age of the oldest such record.", backlog.oldest_seconds)
-    totals = worker.totals()
-    yield counter("flushed_checkpoints", "Checkpoints that this worker brought to Postgres.", totals.checkpoints)
-    yield counter("flushed_blobs", "Channel versions that this worker brought to Postgres.", totals.blobs)
-    yield counter("flushed_writes", "Pending writes that this worker brought to Postgres.", totals.writes)
-    yield counter("flush_failures", "Flushes of this worker that ended in an error.", totals.failures)
-    batches = SummaryMetricFamily(
-        "checkpointer_flush_batch_seconds",
-        "Batches that this worker brought to Postgres, and how long they took.",
-        labels=["prefix"],
-    )
-    batches.add_metric(label, totals.batches, totals.seconds)
-    yield batches
-    if totals.flushed_at:
-        yield gauge("last_flush_timestamp_seconds", "When this worker's last batch was done.", totals.flushed_at)
-    tiers = GaugeMetricFamily(
-        "checkpointer_tier_up", "Whether the server answered at the last look.", labels=["prefix", "tier"]
-    )
-    tiers.add_metric([*label, "redis"], float(worker.redis_trouble is None))
-    tiers.add_metric([*label, "postgres"], float(worker.postgres_trouble is None))
-    yield tiers
+    return metrics

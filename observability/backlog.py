@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from observability.errors import SYSTEM_ERRORS
+from observability.errors.recoveries import RECOVERIES
 from observability.logs import THREAD_LOGS
 from observability.outbox import stream_key
 from observability.spool import backlog as spooled
@@ -24,5 +25,5 @@ def streamed(client: redis.Redis | redis.RedisCluster, prefix: str) -> int:
     Raises:
         redis.RedisError: Redis does not say.
     """
-    lengths: list[Any] = [client.xlen(stream_key(prefix, table)) for table in (SYSTEM_ERRORS, THREAD_LOGS)]
+    lengths: list[Any] = [client.xlen(stream_key(prefix, table)) for table in (SYSTEM_ERRORS, THREAD_LOGS, RECOVERIES)]
     return sum(lengths)

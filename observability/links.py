@@ -92,8 +92,12 @@ class PostgresLink(_Link):
         super()._renew()
         self._connection: psycopg.Connection[Any] | None = None
 
-    def run(self, work: Callable[[psycopg.Connection[Any]], T]) -> T:
+    def run(self, work: Callable[[psycopg.Connection[Any]], T], *, seconds: float = _STATEMENT_SECONDS) -> T:
         """Call `work` with the connection; once more with a new one if the old one turns out to be dead.
+
+        Args:
+            work: What to do.
+            seconds: How long it may take.
 
         Raises:
             AwayError: Postgres cannot be reached, did not answer in time, lacks the table or the right.
@@ -104,20 +108,22 @@ class PostgresLink(_Link):
             try:
                 if self._connection is not None:
                     try:
-                        return self._attempt(self._connection, work)
+                        return self._attempt(self._connection, work, seconds)
                     except (psycopg.OperationalError, psycopg.InterfaceError):
                         self._drop()
                 self._connection = self._context.connect_postgres()
-                result = self._attempt(self._connection, work)
+                result = self._attempt(self._connection, work, seconds)
             except (psycopg.Error, OSError) as exc:
                 self._drop()
                 raise self._failed(exc) from exc
             self._succeeded()
             return result
 
-    def _attempt(self, connection: psycopg.Connection[Any], work: Callable[[psycopg.Connection[Any]], T]) -> T:
+    def _attempt(
+        self, connection: psycopg.Connection[Any], work: Callable[[psycopg.Connection[Any]], T], seconds: float
+    ) -> T:
         try:
-            with deadline(connection, _STATEMENT_SECONDS):
+            with deadline(connection, seconds):
                 return work(connection)
         except (psycopg.DataError, psycopg.IntegrityError) as exc:
             raise RowRefusedError from exc

@@ -24,11 +24,12 @@ from observability.links import AwayError, RowRefusedError
 from observability.scrub import safe_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import psycopg
     import redis
 
+    from checkpointer.events import CheckpointEvent
     from observability.links import PostgresLink, RedisLink
     from observability.spool import Spool
 
@@ -63,17 +64,26 @@ class Table:
     columns: dict[str, str]
     stand_in: Callable[[str, str], Values]
 
-    def insert(self, connection: psycopg.Connection[Any], rows: Sequence[Values]) -> None:
-        """Insert rows in one statement, in their order; those that are there already stay."""
+    def insert(self, connection: psycopg.Connection[Any], rows: Sequence[Values]) -> list[CheckpointEvent]:
+        """Insert rows in one statement, in the order of their events; those that are there already stay.
+
+        Returns:
+            What is to be told because of it.
+        """
         names = ", ".join(self.columns)
-        typed = ", ".join(f"{name} {kind}" for name, kind in self.columns.items())
+        # Not in the order given: two processes that move the same rows have to lock them in the same order.
         statement = (
-            f"INSERT INTO {self.name} ({names}) SELECT {names} "
-            f"FROM ROWS FROM (jsonb_to_recordset(%s::jsonb) AS ({typed})) "
-            f"WITH ORDINALITY AS given ({names}, position) ORDER BY position "
-            "ON CONFLICT (event_id) DO NOTHING"
+            f"INSERT INTO {self.name} ({names}) SELECT {names} FROM {rows_from_json(self.columns)} "
+            "ORDER BY created_at, event_id ON CONFLICT (event_id) DO NOTHING"
         )
         connection.execute(statement.encode(), [json.dumps(rows, allow_nan=False)])
+        return []
+
+
+def rows_from_json(columns: dict[str, str]) -> str:
+    """Return SQL that reads rows with these columns from one JSON parameter."""
+    typed = ", ".join(f"{name} {kind}" for name, kind in columns.items())
+    return f"jsonb_to_recordset(%s::jsonb) AS ({typed})"
 
 
 def stream_key(prefix: str, table: Table) -> bytes:
@@ -103,16 +113,24 @@ class Outbox:
         spool: The third way.
         prefix: Begins the Redis keys `<prefix>:ev:<stream>`.
         tables: The tables that rows may be for.
+        tell: Takes the events that follow from what was stored.
     """
 
     def __init__(
-        self, postgres: PostgresLink, redis: RedisLink, spool: Spool, prefix: str, tables: Sequence[Table]
+        self,
+        postgres: PostgresLink,
+        redis: RedisLink,
+        spool: Spool,
+        prefix: str,
+        tables: Sequence[Table],
+        tell: Callable[[CheckpointEvent], None],
     ) -> None:
         self._postgres = postgres
         self._redis = redis
         self._spool = spool
         self._prefix = prefix
         self._tables = {table.name: table for table in tables}
+        self._tell = tell
         self._closed = False
         self._renew()
         renew_in_child(self._renew)
@@ -122,6 +140,7 @@ class Outbox:
         self._stop = threading.Event()
         self._drainer: threading.Thread | None = None
         self._something_waits = False
+        self._storing = threading.local()
 
     def add(self, table: Table, values: Values) -> str:
         """Store one row by the best way that is open.
@@ -129,6 +148,26 @@ class Outbox:
         Returns:
             The way it took: `direct`, `redis`, `spool` or `stderr`.
         """
+        with self._as_storing():
+            return self._add(table, values)
+
+    def is_storing(self) -> bool:
+        """Return whether the calling thread is storing a row right now.
+
+        A report that is made there is about the storing itself, as by a logging handler that files what is said here:
+        storing it would lead to the next one.
+        """
+        return getattr(self._storing, "depth", 0) > 0
+
+    @contextlib.contextmanager
+    def _as_storing(self) -> Iterator[None]:
+        self._storing.depth = getattr(self._storing, "depth", 0) + 1
+        try:
+            yield
+        finally:
+            self._storing.depth -= 1
+
+    def _add(self, table: Table, values: Values) -> str:
         ways = (("direct", self._to_postgres), ("redis", self._to_redis), ("spool", self._to_spool))
         for way, store in ways:
             try:
@@ -189,13 +228,16 @@ class Outbox:
     def _insert(self, table: Table, rows: Sequence[Values]) -> None:
         """Insert rows; those that Postgres refuses are replaced by one that says so."""
         try:
-            self._postgres.run(lambda connection: table.insert(connection, rows))
+            told = self._postgres.run(lambda connection: table.insert(connection, rows))
         except RowRefusedError as exc:
             if len(rows) > 1:
                 for row in rows:
                     self._insert(table, [row])
             else:
                 self._insert_stand_in(table, rows[0], exc)
+            return
+        for event in told:
+            self._tell(event)
 
     def _insert_stand_in(self, table: Table, row: Values, refused: RowRefusedError) -> None:
         state = getattr(refused.__cause__, "sqlstate", None)
@@ -208,6 +250,10 @@ class Outbox:
             _to_stderr(table, row)
 
     def _drain(self) -> None:
+        with self._as_storing():
+            self._drain_all()
+
+    def _drain_all(self) -> None:
         pause = 0.0
         while True:
             stopping = self._stop.wait(pause)

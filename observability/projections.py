@@ -26,6 +26,7 @@ _USER_MESSAGES = {
     "flush.incomplete": "Saving this conversation takes longer than usual. It is buffered.",
     "flush.recovered": "This conversation is saved again.",
     "put.failed": "This conversation can no longer be saved.",
+    "put.refused": "A value in this conversation cannot be stored, and the conversation can no longer be saved.",
     "put.around": "Saving this conversation is slower than usual, but nothing is lost.",
     "put.late": "This conversation was deleted while it was going on; what is still going on is not saved.",
     "put.unacknowledged": "Saving this conversation takes longer than usual. It is buffered.",
@@ -39,6 +40,8 @@ _USER_MESSAGES = {
     "checkpoint.lost": "A part of this conversation was lost.",
     "recovery.found": "Unsaved progress of this conversation was found after a restart, and is saved now.",
 }
+# Losses that have a sentence of their own.
+_NOT_SAVED = ("put.failed", "put.refused")
 _UNKNOWN_MESSAGE = "There was a problem with saving this conversation."
 _UNKNOWN_INFO_MESSAGE = "The storage of this conversation reported a change."
 
@@ -70,7 +73,7 @@ def user_view(event: CheckpointEvent) -> dict[str, Any]:
 
 def _user_message(event: CheckpointEvent) -> str:
     unknown = _UNKNOWN_INFO_MESSAGE if event.severity == "info" else _UNKNOWN_MESSAGE
-    name = "checkpoint.lost" if event.outcome == "lost" and event.name != "put.failed" else event.name
+    name = "checkpoint.lost" if event.outcome == "lost" and event.name not in _NOT_SAVED else event.name
     message = _USER_MESSAGES.get(name, unknown)
     if event.lost_from_step is not None:
         step = int(event.lost_from_step)

@@ -28,15 +28,17 @@ _BUSY_SECONDS = 5.0
 
 def backlog() -> dict[Path, int | None]:
     """Return how many rows wait in each file of this user, whatever its target; None for one that cannot be read."""
-    found: dict[Path, int | None] = {}
-    for path in sorted(_folder().glob("*.sqlite3")):
-        try:
-            with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=_BUSY_SECONDS)) as database:
-                [(found[path],)] = database.execute("SELECT count(*) FROM spool").fetchall()
-        except sqlite3.Error:
-            # A file without a table is one that has just been made.
-            found[path] = None if path.stat().st_size else 0
-    return found
+    return {path: _count(path, _BUSY_SECONDS) for path in sorted(_folder().glob("*.sqlite3"))}
+
+
+def _count(path: Path, timeout: float) -> int | None:
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=timeout)) as database:
+            [(found,)] = database.execute("SELECT count(*) FROM spool").fetchall()
+            return int(found)
+    except sqlite3.Error:
+        # A file without a table is one that has just been made.
+        return None if path.stat().st_size else 0
 
 
 def _folder() -> Path:
@@ -62,6 +64,13 @@ class Spool:
     def path(self) -> Path:
         """Where the file is or would be."""
         return _folder() / self._name
+
+    def count(self) -> int | None:
+        """Return how many rows wait in the file; None if it cannot be read at the moment. Does not wait for others."""
+        try:
+            return _count(self.path.absolute(), 0.0) if self.path.exists() else 0
+        except OSError:
+            return None
 
     def append(self, kind: str, rows: Sequence[str]) -> None:
         """Store rows.

@@ -19,8 +19,12 @@ from psycopg.conninfo import conninfo_to_dict
 
 from checkpointer.events import CheckpointEvent, Severity
 from checkpointer.hooks import HookContext, Hooks, redis_client, renew_in_child
+from checkpointer.instruments import Reading
+from checkpointer.metrics import SPOOLED_ROWS
 from checkpointer.search_path import key_prefix, with_search_path
 from observability.errors import SYSTEM_ERRORS, SystemErrorStore
+from observability.errors.recoveries import RECOVERIES
+from observability.errors.retention import Retention
 from observability.links import PostgresLink, RedisLink
 from observability.logs import THREAD_LOGS, ThreadLog
 from observability.outbox import Outbox
@@ -30,7 +34,7 @@ from observability.scrub import safe_json, safe_text
 from observability.spool import Spool
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 _NOTICE_FACTS = ("type", "checkpoint_count", "lost_from_step", "outcome")
 _LOG_LINE = "application.log"
@@ -56,8 +60,11 @@ class Observability:
         self._postgres = PostgresLink(context)
         self._redis = RedisLink(context)
         self.spool = Spool(context.identity)
-        self._outbox = Outbox(self._postgres, self._redis, self.spool, context.prefix, (SYSTEM_ERRORS, THREAD_LOGS))
-        self.errors = SystemErrorStore(self._outbox)
+        self._unmeasure = context.instruments.add_source(self._readings)
+        tables = (SYSTEM_ERRORS, THREAD_LOGS, RECOVERIES)
+        self._outbox = Outbox(self._postgres, self._redis, self.spool, context.prefix, tables, context.emit)
+        self.errors = SystemErrorStore(self._outbox, context.prefix)
+        self.retention = Retention(context.connect_postgres)
         self.log = ThreadLog(self._outbox, self._postgres, self._redis, context.prefix)
         self.runs = RunEvents(context, self._postgres, self._redis)
         # The application's reports get what the saver's events get: a bounded queue, a share of it for
@@ -66,8 +73,9 @@ class Observability:
         self._queue.add(self._handle, name="observability")
 
     def submit(self, event: CheckpointEvent) -> None:
-        """Queue a report; never waits and never raises."""
-        self._queue.emit(event)
+        """Queue a report; never waits and never raises. One about the storing of another one is not stored."""
+        if not self._outbox.is_storing():
+            self._queue.emit(event)
 
     def write_notice(self, event: CheckpointEvent) -> None:
         """Write the user's view of an event to its thread's log; waits for the servers."""
@@ -111,15 +119,24 @@ class Observability:
 
     def flush(self, timeout: float = 5.0) -> bool:
         """Wait until what was submitted before has been stored; return whether it has."""
-        return self._queue.flush(timeout)
+        is_done = self._queue.flush(timeout)
+        self.errors.flush()
+        return is_done
 
     def close(self, timeout: float = 5.0) -> None:
         """Store what was submitted, then end threads and connections; calling it again does nothing."""
+        self._unmeasure()
         self._queue.close(timeout)
         self.runs.close(timeout)
+        self.retention.close(timeout)
+        self.errors.close(timeout)
         self._outbox.close(timeout)
         self._redis.close()
         self._postgres.close()
+
+    def _readings(self) -> Iterator[Reading]:
+        if (rows := self.spool.count()) is not None:
+            yield Reading(SPOOLED_ROWS, {(): rows})
 
     def _handle(self, event: CheckpointEvent) -> None:
         if event.name == _LOG_LINE:

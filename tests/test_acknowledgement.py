@@ -139,6 +139,7 @@ def test_what_cannot_be_flushed_is_said_and_stays_buffered(make: Any, postgres_u
     assert event.outcome == "buffered"
     assert saver.get_tuple(config()).metadata["step"] == 0
     assert saver.flush()
+    assert [event.thread_id for event in saver.named("flush.recovered")] == ["t"]
     assert stock_steps(postgres_uri) == [0]
 
 

@@ -33,6 +33,8 @@ from checkpointer.checks import BufferFacts
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from checkpointer import CheckpointEvent
+
 OPTIONS: Any = {"hooks": (), "triggers": frozenset()}
 NOWHERE = "postgresql://postgres@127.0.0.1:1/none"
 
@@ -203,6 +205,32 @@ def test_non_finite_raise_refuses_the_put_and_names_the_path(postgres_uri: str, 
             with pytest.raises(NonFiniteValueError, match=r"channel_values\.score"):
                 saver.put(config(), checkpoint(score=value), {}, {"score": "1"})
         assert written(saver) == 0
+
+
+async def test_a_put_that_is_refused_for_a_value_is_an_event_that_has_the_place_and_not_the_value(
+    saver: BufferedPostgresSaver,
+) -> None:
+    events: list[CheckpointEvent] = []
+    saver.hooks.add(events.append)
+    values = {"plan": {"key": "hunter2", "thing": Opaque()}}
+    with pytest.raises(UnserializableValueError):
+        saver.put(config(), checkpoint(**values), {"source": "loop", "step": 4}, {"plan": "1"})
+    with pytest.raises(UnserializableValueError):
+        await saver.aput(config(), checkpoint(**values), {}, {"plan": "1"})
+    with pytest.raises(UnserializableValueError):
+        saver.put_writes(config(checkpoint_id="1"), list(values.items()), "task")
+    with pytest.raises(UnserializableValueError):
+        await saver.aput_writes(config(checkpoint_id="1"), list(values.items()), "task")
+    assert saver.hooks.flush(30)
+    assert [(event.name, event.severity, event.operation, event.lost_from_step) for event in events] == [
+        ("put.refused", "critical", "put", 4),
+        ("put.refused", "critical", "put", None),
+        ("put.refused", "critical", "put_writes", None),
+        ("put.refused", "critical", "put_writes", None),
+    ]
+    assert "channel_values.plan.thing" in events[0].message
+    assert events[0].user_notice
+    assert "hunter2" not in str(events)
 
 
 def test_what_no_table_can_hold_as_it_is_never_makes_a_flush_fail(saver: BufferedPostgresSaver) -> None:

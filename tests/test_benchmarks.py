@@ -70,16 +70,33 @@ def test_the_smoke_run_measures_every_load_and_judges_every_target(servers: Addr
         assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
 
 
-def test_a_profile_names_the_parts_of_a_put_and_of_a_flush(servers: Addresses) -> None:
+KINDS = ("hot read", "hot read, unverified", "cold read", "read by the stock saver", "read by InMemorySaver")
+
+
+RUNS = ("graph", "graph with InMemorySaver")
+
+
+def test_a_profile_names_the_parts_of_each_kind_of_work(servers: Addresses) -> None:
     arguments = ["--rounds", "1", "--postgres-uri", servers.postgres_uri, "--redis-url", servers.redis_url]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.where", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    put, flush = done.stdout.split("\n| put |")[1].split("\n| flush |")
+    tables = dict(text.split(" | ", 1) for text in done.stdout.split("\n\n| ")[1:])
+    assert set(tables) == {"put", "flush", "read", *KINDS, "graphs", *RUNS}
+    whole = {row.split(" | ")[0]: row.split(" | ")[1:] for row in tables["read"].split("\n| ")[2:]}
+    assert set(whole) == set(KINDS)
+    assert all(float(time) > 0 and float(own.removesuffix(" |")) > 0 for time, own in whole.values())
+    assert {row.split(" | ")[0] for row in tables["graphs"].split("\n| ")[2:]} == set(RUNS)
+    put, flush = tables["put"], tables["flush"]
     for table, parts in (
         (put, ("checkpointer/puts.py", "checkpointer/buffer/pipes.py", "langgraph.checkpoint.serde", "**all**")),
         (flush, ("checkpointer/flush/session.py", "checkpointer/store/writes.py", "psycopg", "**all**")),
+        (tables["hot read"], ("checkpointer/operations.py", "checkpointer/store/short.py", "redis", "**all**")),
+        (tables["cold read"], ("checkpointer/operations.py", "checkpointer/store/short.py", "**all**")),
+        (tables["graph"], ("langgraph.pregel._loop", "checkpointer/puts.py", "**all**")),
+        (tables["graph with InMemorySaver"], ("langgraph.pregel._loop", "langgraph.checkpoint.memory", "**all**")),
+        (tables["read by the stock saver"], ("langgraph.checkpoint.postgres", "**all**")),
     ):
         rows = {row.split(" | ")[0].removeprefix("| "): row for row in table.splitlines()}
         for part in parts:
@@ -96,6 +113,7 @@ def test_a_profile_names_the_parts_of_a_put_and_of_a_flush(servers: Addresses) -
         (Path(psycopg.__file__), "psycopg"),
         (Path(json.__file__), "Python: json"),
         (Path("<string>"), "Python: named tuples"),
+        (Path("<frozen importlib._bootstrap>"), "Python: importlib"),
         (Path(str(benchmarks.__file__)), "the caller"),
     ],
 )

@@ -9,10 +9,12 @@ from uuid import uuid4
 
 import pytest
 from langgraph.checkpoint.base.id import uuid6
+from langgraph.checkpoint.postgres import PostgresSaver
 from proxy import Proxy, proxied
 
 from checkpointer import BufferedPostgresSaver
 from checkpointer.buffer import scripts
+from checkpointer.run_streams import RUNTIME
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -117,17 +119,63 @@ def test_without_verifying_a_hot_read_asks_redis_alone(postgres_uri: str, redis_
         assert Wired(saver, buffer, postgres).cost(lambda: saver.get_tuple(thread())) == (1, 0)
 
 
-def test_a_cold_read_costs_one_round_trip_to_each(wired: Wired) -> None:
+def test_a_cold_read_asks_postgres_alone(wired: Wired, postgres_uri: str) -> None:
+    """Of a thread that is not open in the buffer Postgres has all."""
+    first = put_by_stock(postgres_uri)
+    for _ in range(2):  # connects, and prepares the statement
+        wired.saver.get_tuple(thread())
+    assert wired.cost(lambda: wired.saver.get_tuple(thread())) == (0, 1)
+    found = wired.saver.get_tuple(thread())
+    assert found is not None
+    assert found.checkpoint["id"] == first["id"]
+
+
+async def test_a_runs_first_read_of_a_cold_thread_opens_it_in_the_same_round_trip(
+    wired: Wired, postgres_uri: str
+) -> None:
     saver = wired.saver
+
+    def in_a_run(name: str) -> Any:
+        return {"configurable": {"thread_id": name, "checkpoint_ns": "", RUNTIME: None}}
+
+    # The other thread connects, prepares the statement, and shows the scripts to the server.
+    for name in ("other", "t"):
+        first = put_by_stock(postgres_uri, name)
+        cost = await wired.acost(lambda: saver.aget_tuple(in_a_run(name)))  # noqa: B023 - called at once
+        assert cost == (0, 1) or name == "other"
+        second, metadata, new = checkpoint(1)
+        parent = {"configurable": {"thread_id": name, "checkpoint_ns": "", "checkpoint_id": first["id"]}}
+        cost = await wired.acost(lambda: saver.aput(parent, second, metadata, new))  # noqa: B023 - called at once
+        assert cost == (2, 0) or name == "other", "it is open; what has not changed is sent once more"
+        cost = await wired.acost(lambda: saver.aget_tuple(in_a_run(name)))  # noqa: B023 - called at once
+        assert cost == (1, 1) or name == "other", "Redis has all of it"
+    third, metadata, new = checkpoint(2)
+    assert await wired.acost(lambda: saver.aput(thread(second["id"]), third, metadata, new)) == (1, 0)
+    await saver.aclose()
+
+
+def test_a_read_of_a_thread_that_is_open_elsewhere_asks_both(
+    wired: Wired, postgres_uri: str, redis_url: str, prefix: str
+) -> None:
+    with BufferedPostgresSaver.from_conn_string(
+        postgres_uri, redis_url=redis_url, prefix=prefix, hooks=(), triggers=frozenset()
+    ) as other:
+        first, metadata, _ = checkpoint(0)
+        other.put(thread(), first, metadata, first["channel_versions"])
+        for _ in range(2):
+            wired.saver.get_tuple(thread())
+        # Postgres says that Redis has more, and is asked what it has of what Redis says.
+        assert wired.cost(lambda: wired.saver.get_tuple(thread())) == (1, 2)
+        other.flush()
+        assert wired.cost(lambda: wired.saver.get_tuple(thread())) == (1, 1)
+
+
+def put_by_stock(uri: str, name: str = "t") -> Any:
     first, metadata, _ = checkpoint(0)
-    saver.put(thread(), first, metadata, first["channel_versions"])
-    saver.flush()
-    keys = saver._core.commands.layout.thread("t")
-    client = saver._core.redis.client()
-    for _ in range(2):  # the first one prepares the statement, and learns that the thread is cold
-        client.delete(keys.clean, keys.writes, keys.facts)
-        saver.get_tuple(thread())
-    assert wired.cost(lambda: saver.get_tuple(thread())) == (1, 1)
+    config: Any = {"configurable": {"thread_id": name, "checkpoint_ns": ""}}
+    with PostgresSaver.from_conn_string(uri) as stock:
+        stock.put(config, first, metadata, first["channel_versions"])
+    return first
 
 
 def test_listing_a_thread_that_is_flushed_costs_one_round_trip_to_each(wired: Wired) -> None:

@@ -270,6 +270,7 @@ def test_without_the_prometheus_library_it_says_what_to_install(
     saver: BufferedPostgresSaver, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client.exposition", None)
+    monkeypatch.delitem(sys.modules, "checkpointer.exposition", raising=False)
     with pytest.raises(ConfigurationError, match=r"pip install .*\[cli\]"):
         make(http="127.0.0.1:0").start()
     make().start()

@@ -181,6 +181,7 @@ class Drained:
         acked: Postgres has the thread's records up to this sequence number.
         token: The token under which the thread is open; -1 if it is not.
         time: The server's time in ms.
+        age: For how many ms the oldest one has waited; -1 if the thread has none, or was pinned.
         missing: Fields whose payload Redis no longer has.
     """
 
@@ -194,6 +195,7 @@ class Drained:
     acked: int
     token: int
     time: int
+    age: int
     missing: list[bytes]
 
     @property
@@ -309,14 +311,14 @@ class Commands:
 
     def drain(self, thread_id: str, max_records: int, max_bytes: int) -> ScriptCall:
         """Read the first dirty records of a thread."""
-        return ScriptCall(scripts.DRAIN, self.layout.thread(thread_id), [max_records, max_bytes])
+        return ScriptCall(scripts.DRAIN, self.layout.thread(thread_id), [max_records, max_bytes, thread_id])
 
     @staticmethod
     def read_drain(reply: Any) -> Drained:
         """Read the reply to `drain`."""
-        waiting, sequence, replay, acked, token, now = map(int, reply[:6])
-        drained = Drained([], [], [], 0, waiting, sequence, replay, acked, token, now, [])
-        for i in range(6, len(reply), 3):
+        waiting, sequence, replay, acked, token, now, age = map(int, reply[:7])
+        drained = Drained([], [], [], 0, waiting, sequence, replay, acked, token, now, age, [])
+        for i in range(7, len(reply), 3):
             name, sequence, payload = reply[i : i + 3]
             drained.upto = int(sequence)
             if payload is None:

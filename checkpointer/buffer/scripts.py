@@ -396,10 +396,12 @@ DRAIN = Script(
 local names = call('ZRANGE', ORDER, 0, ARGV[1] - 1, 'WITHSCORES')
 local state = call('HMGET', STATE, 'sequence', 'replay')
 local now = call('TIME')
+now = now[1] * 1000 + math.floor(now[2] / 1000)
+local since = tonumber(call('ZSCORE', THREADS, ARGV[3]) or 'inf')
 local reply = {
   call('ZCARD', ORDER), tonumber(state[1] or 0), tonumber(state[2] or 0),
   tonumber(call('HGET', FACTS, 'acked') or 0), tonumber(call('HGET', FACTS, 'open') or -1),
-  now[1] * 1000 + math.floor(now[2] / 1000)
+  now, since < math.huge and math.max(0, now - since) or -1
 }
 local bytes = 0
 for i = 1, #names, 2 do

@@ -28,12 +28,14 @@ from checkpointer.events import CheckpointEvent, ErrorInfo, describe_error
 from checkpointer.flush import poison, run_end
 from checkpointer.flush.report import FlushReport
 from checkpointer.flush.session import Progress, Session
+from checkpointer.instruments import Measured
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from checkpointer.flush.ledger import Debt, Ledger, Owed
     from checkpointer.flush.report import FlushTotals
+    from checkpointer.instruments import Instruments
     from checkpointer.options import BufferOptions
     from checkpointer.watermarks import WaterMarks
 
@@ -62,6 +64,7 @@ class Flusher:
         options: The saver's settings.
         emit: Takes events.
         marks: Learns from scans how full the buffer is.
+        instruments: Measure flushes.
     """
 
     def __init__(
@@ -71,12 +74,14 @@ class Flusher:
         options: BufferOptions,
         emit: Callable[[CheckpointEvent], None],
         marks: WaterMarks,
+        instruments: Instruments,
     ) -> None:
         self._session = session
         self.ledger = ledger
         self._options = options
         self._emit = emit
         self._marks = marks
+        self._instruments = instruments
         self._cond = threading.Condition()
         self._thread: threading.Thread | None = None
         self._jobs: deque[_Job] = deque()
@@ -97,6 +102,8 @@ class Flusher:
         self._next_look = 0.0
         # Threads whose users were told of the current trouble.
         self._troubled: set[str] = set()
+        # Threads whose users were told that something waits; also added to from other threads.
+        self._waited_for: set[str] = set()
         # The dead letters that this process has told of, by thread.
         self._told: dict[str, int] = {}
         self._listening = False
@@ -182,6 +189,10 @@ class Flusher:
             self._all_urgent = True
             self._cond.notify_all()
 
+    def tell_when_saved(self, thread: str) -> None:
+        """Have `flush.recovered` told once what is buffered of a thread is in Postgres."""
+        self._waited_for.add(thread)
+
     def run_ended(self, thread_id: str, active: frozenset[str]) -> None:
         """Flush what an ended run has left: its thread, and others that no run is working on."""
         ready = {thread for thread in self.ledger.threads() if thread == thread_id or thread not in active}
@@ -235,6 +246,7 @@ class Flusher:
         self._all_urgent = False
         self._ended.clear()
         self._troubled.clear()
+        self._waited_for.clear()
         self._told.clear()
 
     # -- in the flusher's thread ---------------------------------------------------------------------------------
@@ -357,7 +369,11 @@ class Flusher:
                     operation="recover",
                     outcome="recovered",
                     checkpoint_count=recovered.checkpoints,
-                    context={"threads": len(recovered.done), "writes": recovered.writes},
+                    context={
+                        "threads": len(recovered.done),
+                        "thread_ids": list(recovered.done)[:1000],
+                        "writes": recovered.writes,
+                    },
                 )
             )
 
@@ -407,7 +423,8 @@ class Flusher:
         # What is put from now on need not be in Postgres at the end.
         owed = self.ledger.sequences(wanted)
         try:
-            session.flush(wanted, wait, progress, replays)
+            with Measured(self._instruments, "flush_in_background"):
+                session.flush(wanted, wait, progress, replays)
             self.ledger.caught_up(thread for thread in progress.done if thread not in progress.behind)
         except BaseException:
             self._settle(progress, owed)
@@ -473,6 +490,23 @@ class Flusher:
     def _settle(self, progress: Progress, owed: dict[str, int], *, strict: bool = False) -> int:
         """Take down what was paid, tell the threads that are out of trouble, and those that are in it."""
         total_lost = 0
+        # Before what is said to have recovered, which is not to pass for a proof that nothing was lost.
+        for thread, fields in progress.lost.items():
+            self._emit(
+                CheckpointEvent(
+                    name="checkpoint.lost",
+                    error_type="checkpoint_lost",
+                    severity="critical",
+                    message=f"{len(fields)} buffered records have vanished from Redis before they were flushed. Check "
+                    "maxmemory-policy (it must be noeviction) and who else writes to this server.",
+                    thread_id=thread,
+                    component="buffer",
+                    operation="flush",
+                    outcome="lost",
+                    checkpoint_count=sum(name.startswith(b"c\0") for name in fields),
+                    user_notice=True,
+                )
+            )
         for thread, upto in progress.done.items():
             self.ledger.unpin(thread)
             self._told.pop(thread, None)
@@ -493,8 +527,9 @@ class Flusher:
                 self.ledger.paid(thread, max(upto, owed[thread]))
             else:
                 self.ledger.paid(thread, upto)
-            if thread in self._troubled:
+            if thread in self._troubled or thread in self._waited_for:
                 self._troubled.discard(thread)
+                self._waited_for.discard(thread)
                 self._emit(
                     CheckpointEvent(
                         name="flush.recovered",
@@ -535,22 +570,6 @@ class Flusher:
                     component="store",
                     operation="flush",
                     context={"changes": [{"path": change.path, "kind": change.kind}]},
-                )
-            )
-        for thread, fields in progress.lost.items():
-            self._emit(
-                CheckpointEvent(
-                    name="checkpoint.lost",
-                    error_type="checkpoint_lost",
-                    severity="critical",
-                    message=f"{len(fields)} buffered records have vanished from Redis before they were flushed. Check "
-                    "maxmemory-policy (it must be noeviction) and who else writes to this server.",
-                    thread_id=thread,
-                    component="buffer",
-                    operation="flush",
-                    outcome="lost",
-                    checkpoint_count=sum(name.startswith(b"c\0") for name in fields),
-                    user_notice=True,
                 )
             )
         for letter in progress.replayed:
@@ -654,6 +673,7 @@ class Flusher:
     def _report_incomplete(self, threads: list[str], report: FlushReport) -> None:
         why = "there was no time left before closing" if self._closed else "another worker holds the partition"
         for thread in threads[:100]:
+            self.tell_when_saved(thread)
             debt = self.ledger.debt(thread)
             self._emit(
                 CheckpointEvent(

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from checkpointer.flush.backlog import Backlog
     from checkpointer.flush.ledger import Debt, Owed
     from checkpointer.flush.tombstones import Name
+    from checkpointer.instruments import Instruments
     from checkpointer.options import BufferOptions
     from checkpointer.sanitize import Change
     from checkpointer.store.clients import PostgresSide
@@ -101,6 +102,10 @@ UPDATE checkpoint_buffer_partitions AS p
 SET sequence = greatest(p.sequence, n.sequence), flushed_at = now()
 FROM unnest(%s::int[], %s::bigint[]) AS n (partition, sequence)
 WHERE p.prefix = %s AND p.partition = n.partition
+"""
+
+_OPEN_DEAD_LETTERS = """
+SELECT count(*) AS letters FROM checkpoint_dead_letters WHERE prefix = %s AND resolved_at IS NULL
 """
 
 _REGISTER = """
@@ -220,6 +225,7 @@ class Session:
         options: The saver's settings.
         redis_tier: Learns whether Redis answers.
         postgres_tier: Learns whether Postgres answers.
+        instruments: Are told of batches.
         share: The partitions in which to look for dirty threads; all by default.
     """
 
@@ -231,6 +237,7 @@ class Session:
         options: BufferOptions,
         redis_tier: Tier,
         postgres_tier: Tier,
+        instruments: Instruments,
         share: Iterable[int] | None = None,
     ) -> None:
         self._redis_side = redis
@@ -239,6 +246,7 @@ class Session:
         self.options = options
         self._redis_tier = redis_tier
         self._postgres_tier = postgres_tier
+        self._instruments = instruments
         self._redis: SyncRedis | None = None
         self._unanswered: set[bytes | None] = set()
         self._conn: LimitedConnection[DictRow] | None = None
@@ -381,6 +389,7 @@ class Session:
     def forget(self) -> None:
         """In a forked child: the connections are the parent's, and are left alone."""
         self._conn = self._redis = None
+        self.totals = FlushTotals()
 
     def close(self) -> None:
         """Close both connections; the session can be used again."""
@@ -444,16 +453,17 @@ class Session:
 
     # -- writing Postgres ----------------------------------------------------------------------------------------
 
-    def ping(self) -> None:
-        """Ask Postgres for an answer.
+    def open_dead_letters(self) -> int:
+        """Return how many dead letters are neither replayed nor dropped.
 
         Raises:
             StoreUnavailableError: Postgres cannot be reached.
         """
         begun = time.monotonic()
         with self._postgres_errors():
-            self.connection().execute("SELECT 1")
+            row = self.connection().execute(_OPEN_DEAD_LETTERS, (self.options.prefix,)).fetchone()
         self._postgres_tier.succeeded(begun)
+        return row["letters"] if row else 0
 
     @contextlib.contextmanager
     def locked(
@@ -571,6 +581,7 @@ class Session:
                     thread: pinned.pop(thread) for thread in mine if thread in pinned and pinned[thread].id in replays
                 }
                 self._drain([thread for thread in mine if thread not in pinned], drained)
+                drained_at = time.monotonic()
                 restored = {
                     thread
                     for thread in tried.keys() & drained.keys()
@@ -590,6 +601,7 @@ class Session:
                 written, refused = poison.write(cur, sizes, build, lambda batch: self._copied(batch, cur))
                 new, replayed = poison.settle(cur, self.options.prefix, drained, refused, tried, replays)
                 pinned |= new
+                dead = len(new.keys() - tried.keys())
                 # Not before the older records are gone: their acknowledgement puts them into the read cache.
                 caught_up = [thread for thread in behind if not drained[thread].waiting]
                 if caught_up:
@@ -621,7 +633,7 @@ class Session:
         # Not before the records that go have gone: the acknowledgement takes the mark away.
         if pinned:
             self.pipeline([self.commands.pin(thread) for thread in pinned])
-        self.totals.add(written, time.monotonic() - begun)
+        self._count(written, drained, dead, begun, drained_at)
         finished = [thread for thread in chunk if thread not in drained]
         later = [thread for thread in mine if thread not in drained and thread not in pinned]
         for thread, found in drained.items():
@@ -638,6 +650,17 @@ class Session:
             progress.proofs[thread] = Proof(max(found.upto, found.acked), found.token, found.replay, found.is_all)
             finished.append(thread)
         return [thread for thread in finished if thread not in later]
+
+    def _count(
+        self, written: Sequence[Batch], drained: Mapping[str, Drained], dead: int, begun: float, drained_at: float
+    ) -> None:
+        """Count what a transaction has brought, for those who measure."""
+        now = time.monotonic()
+        waited = [found.age / 1000 for found in drained.values() if found.upto and found.is_all and found.age >= 0]
+        lags = [age + now - drained_at for age in waited]
+        self.totals.dead_letters += dead
+        if self.totals.add(written, now - begun, lags):
+            self._instruments.batch(now - begun, lags)
 
     def _copied(self, batch: Batch, cur: psycopg.Cursor[DictRow]) -> bool:
         """Write a large batch by COPY; returns whether that was possible. If not, nothing of it is written."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import psycopg
@@ -28,15 +29,15 @@ from checkpointer.store.deadline import Limit, LimitedAsyncConnection, LimitedCo
 from checkpointer.store.short import ShortStatements
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from checkpointer.store.reads import Query
     from checkpointer.tiers import Tier
 
 T = TypeVar("T")
 
-SyncPool = ConnectionPool[Connection[DictRow]]
-AsyncPool = AsyncConnectionPool[AsyncConnection[DictRow]]
+SyncPool = ConnectionPool[Any]
+AsyncPool = AsyncConnectionPool[Any]
 Given = Connection[Any] | ConnectionPool[Any] | AsyncConnectionPool[Any] | AsyncConnection[Any]
 
 # A server that takes no writes (a fail-over, a full disk at some providers) is as good as none for those who write.
@@ -48,6 +49,8 @@ _NO_POINT_IN_RETRYING = (PoolTimeout, PoolClosed, TooManyRequests, NoAnswerError
 
 # A connection that is silent for so long while the server answers others was cut off by something between.
 _LONGEST_SILENCE = 600.0
+# So many reads may share a connection before the pool sees it again.
+_TIMES_IN_HAND = 100
 # For each thread of a pool: one that is just connecting is left to itself.
 _CLOSE_SECONDS = 0.2
 
@@ -81,17 +84,100 @@ class _UntilCancelled:
         return await self._queue.get()
 
 
-class _LoopPool(AsyncConnectionPool[AsyncConnection[DictRow]]):
-    """A pool whose workers end with their loop.
+class _Pool(ConnectionPool[LimitedConnection[DictRow]]):
+    """A pool of which one connection stays in hand between two reads.
+
+    Having the pool give one out and take it back costs as much as a tenth of a read. Who takes one that is in hand
+    spares the pool's; now and then it goes back all the same, since the pool replaces what has become old.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._hand = _Hand()
+
+    def take(self) -> LimitedConnection[DictRow]:
+        """Return a connection; who takes it brings it back."""
+        return self._hand.take() or self.getconn()
+
+    def bring_back(self, conn: LimitedConnection[DictRow], *, works: bool) -> None:
+        """Give a connection back; one that may not work goes to the pool, which looks after it."""
+        if not works or self.closed or not self._hand.keeps(conn):
+            self.putconn(conn)
+
+    def drain(self) -> None:
+        """As psycopg_pool's."""
+        self._let_go()
+        super().drain()
+
+    def close(self, timeout: float = 5.0) -> None:
+        """As psycopg_pool's."""
+        self._let_go()
+        super().close(timeout)
+
+    def _let_go(self) -> None:
+        while (conn := self._hand.take()) is not None:
+            self.putconn(conn)
+
+
+class _LoopPool(AsyncConnectionPool[LimitedAsyncConnection[DictRow]]):
+    """As `_Pool`, for an event loop; its workers end with their loop.
 
     psycopg_pool's take a cancellation while they connect for a failed attempt, and go on; `asyncio.run`, which cancels
     what is left of a loop and waits for it, would wait for ever.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._hand = _Hand()
+
     @classmethod
     async def worker(cls, q: Any) -> None:
         """As psycopg_pool's."""
         await super().worker(cast("Any", _UntilCancelled(q)))
+
+    async def take(self) -> LimitedAsyncConnection[DictRow]:
+        """See `_Pool.take`."""
+        return self._hand.take() or await self.getconn()
+
+    async def bring_back(self, conn: LimitedAsyncConnection[DictRow], *, works: bool) -> None:
+        """See `_Pool.bring_back`."""
+        if not works or self.closed or not self._hand.keeps(conn):
+            await self.putconn(conn)
+
+    async def drain(self) -> None:
+        """As psycopg_pool's."""
+        await self._let_go()
+        await super().drain()
+
+    async def close(self, timeout: float = 5.0) -> None:  # noqa: ASYNC109 - psycopg_pool's signature
+        """As psycopg_pool's."""
+        await self._let_go()
+        await super().close(timeout)
+
+    async def _let_go(self) -> None:
+        while (conn := self._hand.take()) is not None:
+            await self.putconn(conn)
+
+
+class _Hand:
+    """Holds a connection between two who use it; no lock, since each step is one of a list's own."""
+
+    def __init__(self) -> None:
+        self._held: list[Any] = []
+        self._times = 0
+
+    def take(self) -> Any:
+        try:
+            return self._held.pop()
+        except IndexError:
+            return None
+
+    def keeps(self, conn: Any) -> bool:
+        self._times += 1
+        if self._held or self._times % _TIMES_IN_HAND == 0:
+            return False
+        self._held.append(conn)
+        return True
 
 
 class PostgresSide:
@@ -279,7 +365,7 @@ class PostgresSide:
         if self._pool is None:
             with self._lock:
                 if self._pool is None:
-                    pool: SyncPool = ConnectionPool(
+                    pool = _Pool(
                         self._conninfo,
                         connection_class=LimitedConnection[DictRow],
                         configure=_suit_pooler,
@@ -304,6 +390,38 @@ class PostgresSide:
             )
             await pool.open(wait=False)
         return pool
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection[DictRow]]:
+        """Lend a connection of the synchronous pool.
+
+        Raises:
+            psycopg_pool.PoolTimeout: None was to be had in time.
+        """
+        pool = self.pool()
+        conn = pool.take() if isinstance(pool, _Pool) else pool.getconn(self._timeout)
+        works = False
+        try:
+            yield conn
+            works = True
+        finally:
+            if isinstance(pool, _Pool):
+                pool.bring_back(conn, works=works)
+            else:
+                pool.putconn(conn)
+
+    @asynccontextmanager
+    async def _aconnection(self, pool: AsyncPool) -> AsyncIterator[AsyncConnection[DictRow]]:
+        conn = await (pool.take() if isinstance(pool, _LoopPool) else pool.getconn(self._timeout))
+        works = False
+        try:
+            yield conn
+            works = True
+        finally:
+            if isinstance(pool, _LoopPool):
+                await pool.bring_back(conn, works=works)
+            else:
+                await pool.putconn(conn)
 
     def _turns_of(self, pool: SyncPool | AsyncPool, make: Callable[[int], T]) -> T:
         """Return what lets as many callers at a pool as it has connections.
@@ -340,7 +458,7 @@ class PostgresSide:
         for left in range(max(pool.max_size, _RACES), -1, -1):
             conn: Connection[DictRow] | None = None
             try:
-                with pool.connection(self._timeout) as conn, limited(conn, limit, meanwhile):
+                with self.connection() as conn, limited(conn, limit, meanwhile):
                     if self._schema is not None and pool not in self._verified:
                         self.verify(conn)
                         self._verified.add(pool)
@@ -377,7 +495,7 @@ class PostgresSide:
         for left in range(max(pool.max_size, _RACES), -1, -1):
             conn: AsyncConnection[DictRow] | None = None
             try:
-                async with pool.connection(self._timeout) as conn:
+                async with self._aconnection(pool) as conn:
                     with limited(conn, limit):
                         if self._schema is not None and pool not in self._verified:
                             await self.averify(conn)

@@ -72,6 +72,10 @@ SELECT current_setting('server_version_num')::int AS version,
 _REPLAY = """
 EXISTS (SELECT FROM checkpoint_buffer_threads WHERE prefix = %s AND thread_id = %s AND replay) AS replay
 """
+# The same, and null if Redis has nothing of the thread that Postgres lacks.
+_STATE = """
+(SELECT replay FROM checkpoint_buffer_threads WHERE prefix = %s AND thread_id = %s) AS replay
+"""
 
 
 def _with_and_without_opening(sql: str) -> dict[bool, str]:
@@ -102,7 +106,7 @@ LEFT JOIN LATERAL (
 """
 
 _LATEST = f"""
-SELECT {_REPLAY},
+SELECT {_STATE},
     (SELECT checkpoint_ns FROM checkpoints WHERE thread_id = %s ORDER BY checkpoint_ns DESC LIMIT 1) AS last_ns, found.*
 {_FOUND}
 """
@@ -121,7 +125,7 @@ WITH RECURSIVE heads AS (
     ) AS next
     WHERE heads.n <= {NAMESPACES_LIMIT}
 )
-SELECT {threads.OPENING_COLUMNS}, {_REPLAY},
+SELECT {threads.OPENING_COLUMNS}, {_STATE},
     (SELECT array_agg(ARRAY[heads.checkpoint_ns, heads.checkpoint_id]) FROM heads) AS heads, found.*
 {_FOUND}
 """)
@@ -159,7 +163,10 @@ def partitions(prefix: str) -> Query:
 
 
 def verify(prefix: str, address: Address, *, opening_in: int | None = None) -> Query:
-    """Ask for a namespace's latest checkpoint id, in the shortest way; and open the thread in its partition."""
+    """Ask for a namespace's latest checkpoint id, in the shortest way.
+
+    With `opening_in`, its partition, open the thread too, if it is closed.
+    """
     owner = (prefix, address.thread_id)
     where = (address.thread_id, address.checkpoint_ns)
     if opening_in is None:
@@ -177,6 +184,7 @@ def latest(prefix: str, address: Address, *, opening_in: int | None = None) -> Q
     """Read a namespace's latest checkpoint and, if that is cheap, the heads of all namespaces.
 
     With `opening_in`, open the thread, as `verify` does: a run begins, for which the heads are worth their price.
+    The answer is one state of Postgres, from before the opening.
     """
     owner = (prefix, address.thread_id)
     thread = address.thread_id
@@ -185,6 +193,11 @@ def latest(prefix: str, address: Address, *, opening_in: int | None = None) -> Q
         return Query(_LATEST, (*owner, thread, *where), short=True)
     params = (*owner, thread, thread, prefix, str(opening_in), *owner, *where)
     return Query(_LATEST_OPENING, params, short=True)
+
+
+def is_whole(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Tell whether the answer to `latest` is all there is: the thread was not open (`threads.py`) at that moment."""
+    return rows[0]["replay"] is None
 
 
 def read_latest(rows: Sequence[Mapping[str, Any]]) -> tuple[Snapshot | None, list[tuple[str, str]] | None]:

@@ -25,11 +25,13 @@ _OPENED = """
 opened AS (
     INSERT INTO checkpoint_buffer_threads AS t (prefix, thread_id, token)
     VALUES (%s, %s, nextval('checkpoint_buffer_tokens'))
-    ON CONFLICT (prefix, thread_id)
-    DO UPDATE SET token = nextval('checkpoint_buffer_tokens'), opened_at = now()
+    ON CONFLICT (prefix, thread_id) {conflict}
     RETURNING t.token, t.xmax::text <> '0' AS existed, set_config('synchronous_commit', 'on', true) AS safe
 )
 """
+_OPENED_ANEW = _OPENED.format(conflict="DO UPDATE SET token = nextval('checkpoint_buffer_tokens'), opened_at = now()")
+# Who only reads takes nothing from the process that has the thread open.
+_OPENED_IF_CLOSED = _OPENED.format(conflict="DO NOTHING")
 
 _IS_OPEN = """
 SELECT EXISTS (SELECT FROM checkpoint_buffer_threads WHERE prefix = %s AND thread_id = %s AND token > 0) AS open
@@ -143,15 +145,18 @@ OPENING_COLUMNS = """
 
 
 def with_opening(sql: str) -> str:
-    """Return a statement that opens a thread and runs a query; its first parameters are prefix and thread."""
+    """Return a statement that opens a thread if it is closed, and runs a query.
+
+    Its first parameters are prefix and thread.
+    """
     head = "WITH RECURSIVE " if sql.lstrip().startswith("WITH RECURSIVE") else "WITH "
     rest = sql.lstrip().removeprefix("WITH RECURSIVE")
-    return head + _OPENED + (", " if head != "WITH " else "") + rest
+    return head + _OPENED_IF_CLOSED + (", " if head != "WITH " else "") + rest
 
 
 def opening(prefix: str, thread_id: str, partition: int) -> tuple[str, tuple[str, str, str, str]]:
-    """Open a thread."""
-    return f"WITH {_OPENED} SELECT {OPENING_COLUMNS}", (prefix, thread_id, prefix, str(partition))
+    """Open a thread, under a new token if it is open already."""
+    return f"WITH {_OPENED_ANEW} SELECT {OPENING_COLUMNS}", (prefix, thread_id, prefix, str(partition))
 
 
 def is_open(prefix: str, thread_id: str | None) -> tuple[str, tuple[str, ...]]:
@@ -165,5 +170,10 @@ def floors(prefix: str) -> tuple[str, tuple[str]]:
 
 
 def read_opening(rows: Sequence[Mapping[str, Any]]) -> Opening:
-    """Read the columns that an opening statement has."""
+    """Read the columns of a statement that opens a thread whatever it is."""
     return Opening(rows[0]["token"], rows[0]["existed"], rows[0]["flushed"] or 0)
+
+
+def read_opening_if_closed(rows: Sequence[Mapping[str, Any]]) -> Opening | None:
+    """Read the columns of a statement `with_opening`; None if the thread was open already."""
+    return read_opening(rows) if rows[0]["token"] is not None else None

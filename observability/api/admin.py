@@ -9,7 +9,7 @@ Not here: who is asking (`authorize`, such as `authentication.py`), and what is 
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import quote
 
 from fastapi import APIRouter, Body, Depends, Header, HTTPException, Path, Query, Request
@@ -17,6 +17,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from observability.api import tickets as ticketing
 from observability.api.feed import ErrorFeed
+from observability.api.limits import client_key
 from observability.api.models import (
     AuditEntry,
     AuditList,
@@ -51,6 +52,8 @@ from observability.api.tickets import Tickets
 from observability.errors import acting, reading
 from observability.errors.statements import Act
 from observability.tokens import Scope
+
+T = TypeVar("T")
 
 _TICKET_PURPOSE = "system-errors"
 
@@ -116,9 +119,13 @@ def create_admin_router(
     def needs(scope: Scope) -> dict[str, Any]:
         return {"x-required-scope": scope}
 
-    async def found(act: Act[Any]) -> Any:
-        """Carry out an act; refuse if what it is about does not exist."""
-        result = await store.run(act)
+    async def done(who: Principal, request: Request, act: Act[T]) -> T:
+        """Carry out an act; the audit also says how it got here."""
+        return await store.run(acting.by_way_of(_how(who, request), act))
+
+    async def found(who: Principal, request: Request, act: Act[T | None]) -> T:
+        """As `done`; refuse if what the act is about does not exist."""
+        result = await done(who, request, act)
         if result is None:
             raise HTTPException(404, "There is no error or group with this id.")
         return result
@@ -132,7 +139,7 @@ def create_admin_router(
         return ErrorList.of(await store.run(statement))
 
     @router.delete("", operation_id="delete_old_errors", openapi_extra=needs("delete"))
-    async def delete_old(who: Deleter, query: Annotated[BulkDelete, Query()]) -> BulkOutcome:
+    async def delete_old(request: Request, who: Deleter, query: Annotated[BulkDelete, Query()]) -> BulkOutcome:
         """Delete errors that were resolved before a time, at most 1,000 at once."""
         act = acting.bulk_delete(
             query.resolved_before,
@@ -141,15 +148,15 @@ def create_admin_router(
             limit=query.limit,
             dry_run=query.dry_run,
         )
-        return BulkOutcome.of(await store.run(act))
+        return BulkOutcome.of(await done(who, request, act))
 
     @router.post("/resolve", operation_id="resolve_errors", openapi_extra=needs("resolve"))
-    async def resolve_many(who: Resolver, body: BulkResolve) -> BulkOutcome:
+    async def resolve_many(request: Request, who: Resolver, body: BulkResolve) -> BulkOutcome:
         """Resolve the unresolved errors that match, the oldest first, at most 1,000 at once."""
         act = acting.bulk_resolve(
             body.filters(), actor=who.name, notes=body.resolution_notes, limit=body.limit, dry_run=body.dry_run
         )
-        return BulkOutcome.of(await store.run(act))
+        return BulkOutcome.of(await done(who, request, act))
 
     @router.get("/stats", operation_id="error_stats", openapi_extra=needs("read"))
     async def stats(_: Reader) -> StatsAnswer:
@@ -204,8 +211,12 @@ def create_admin_router(
                 summary = ErrorSummary(**{key: row[key] for key in ErrorSummary.model_fields})
                 yield ServerSentEvent(id=str(row["id"]), event="system_error", data=summary)
 
-    def room() -> None:
+    async def ready() -> None:
+        """Refuse while that can still be said with a status."""
         streams.check_room()
+        await store.run(reading.newest_id())
+
+    Ready = Annotated[None, Depends(ready)]  # noqa: N806 - a type
 
     streamed: dict[int | str, dict[str, Any]] = {
         200: {"description": "Events `system_error`, each with an error as the list has it, and `reset`."}
@@ -217,9 +228,8 @@ def create_admin_router(
         response_class=EventSourceResponse,
         responses=streamed,
         openapi_extra=needs("read"),
-        dependencies=[Depends(room)],
     )
-    async def events(_: Reader, last_event_id: LastEventId = None) -> AsyncIterator[ServerSentEvent]:
+    async def events(_: Reader, ready: Ready, last_event_id: LastEventId = None) -> AsyncIterator[ServerSentEvent]:
         """Watch new errors as server-sent events."""
         async for event in stream(last_event_id):
             yield event
@@ -239,7 +249,7 @@ def create_admin_router(
         response_class=EventSourceResponse,
         responses=streamed,
         openapi_extra={"x-credentials": "ticket"},
-        dependencies=[Depends(by_ticket), Depends(room)],
+        dependencies=[Depends(by_ticket), Depends(ready)],
     )
     async def events_by_ticket(
         last_event_id: LastEventId = None,
@@ -283,35 +293,37 @@ def create_admin_router(
         openapi_extra=needs("resolve"),
     )
     async def resolve_group(
-        who: Resolver, fingerprint: Fingerprint, body: Annotated[Notes | None, Body()] = None
+        request: Request, who: Resolver, fingerprint: Fingerprint, body: Annotated[Notes | None, Body()] = None
     ) -> GroupOutcome:
         """Resolve a group and its errors; it regresses if one happens later."""
         notes = body.resolution_notes if body else None
-        return GroupOutcome.of(await found(acting.resolve_group(fingerprint, actor=who.name, notes=notes)))
+        return GroupOutcome.of(
+            await found(who, request, acting.resolve_group(fingerprint, actor=who.name, notes=notes))
+        )
 
     @router.post(
         "/groups/{fingerprint}/reopen", operation_id="reopen_group", responses=missing, openapi_extra=needs("resolve")
     )
-    async def reopen_group(who: Resolver, fingerprint: Fingerprint) -> GroupOutcome:
+    async def reopen_group(request: Request, who: Resolver, fingerprint: Fingerprint) -> GroupOutcome:
         """Take back that a group is resolved, with the errors that were resolved together with it."""
-        return GroupOutcome.of(await found(acting.reopen_group(fingerprint, actor=who.name)))
+        return GroupOutcome.of(await found(who, request, acting.reopen_group(fingerprint, actor=who.name)))
 
     @router.post(
         "/groups/{fingerprint}/mute", operation_id="mute_group", responses=missing, openapi_extra=needs("resolve")
     )
     async def mute_group(
-        who: Resolver, fingerprint: Fingerprint, body: Annotated[Mute | None, Body()] = None
+        request: Request, who: Resolver, fingerprint: Fingerprint, body: Annotated[Mute | None, Body()] = None
     ) -> GroupOutcome:
         """Mute a group, for ever or until a time."""
         until = body.until if body else None
-        return GroupOutcome.of(await found(acting.mute(fingerprint, actor=who.name, until=until)))
+        return GroupOutcome.of(await found(who, request, acting.mute(fingerprint, actor=who.name, until=until)))
 
     @router.post(
         "/groups/{fingerprint}/unmute", operation_id="unmute_group", responses=missing, openapi_extra=needs("resolve")
     )
-    async def unmute_group(who: Resolver, fingerprint: Fingerprint) -> GroupOutcome:
+    async def unmute_group(request: Request, who: Resolver, fingerprint: Fingerprint) -> GroupOutcome:
         """End the mute of a group."""
-        return GroupOutcome.of(await found(acting.unmute(fingerprint, actor=who.name)))
+        return GroupOutcome.of(await found(who, request, acting.unmute(fingerprint, actor=who.name)))
 
     @router.get("/{error_id}", operation_id="get_error", responses=missing, openapi_extra=needs("read"))
     async def get_error(who: Reader, error_id: ErrorId) -> OneError:
@@ -323,21 +335,21 @@ def create_admin_router(
 
     @router.post("/{error_id}/resolve", operation_id="resolve_error", responses=missing, openapi_extra=needs("resolve"))
     async def resolve_error(
-        who: Resolver, error_id: ErrorId, body: Annotated[Notes | None, Body()] = None
+        request: Request, who: Resolver, error_id: ErrorId, body: Annotated[Notes | None, Body()] = None
     ) -> Resolution:
         """Resolve one error. Again changes nothing: who was first stays."""
         notes = body.resolution_notes if body else None
-        return Resolution.of(await found(acting.resolve(error_id, actor=who.name, notes=notes)))
+        return Resolution.of(await found(who, request, acting.resolve(error_id, actor=who.name, notes=notes)))
 
     @router.post("/{error_id}/reopen", operation_id="reopen_error", responses=missing, openapi_extra=needs("resolve"))
-    async def reopen_error(who: Resolver, error_id: ErrorId) -> Resolution:
+    async def reopen_error(request: Request, who: Resolver, error_id: ErrorId) -> Resolution:
         """Take back that one error is resolved."""
-        return Resolution.of(await found(acting.reopen(error_id, actor=who.name)))
+        return Resolution.of(await found(who, request, acting.reopen(error_id, actor=who.name)))
 
     @router.delete("/{error_id}", operation_id="delete_error", responses=missing, openapi_extra=needs("delete"))
-    async def delete_error(who: Deleter, error_id: ErrorId) -> Deleted:
+    async def delete_error(request: Request, who: Deleter, error_id: ErrorId) -> Deleted:
         """Delete one error; what was counted stays counted."""
-        await found(acting.delete(error_id, actor=who.name))
+        await found(who, request, acting.delete(error_id, actor=who.name))
         return Deleted()
 
     return router
@@ -351,6 +363,11 @@ def make_ticket(tickets: Tickets, request: Request, purpose: str) -> Ticket:
     ticket = tickets.issue(purpose)
     path = request.url.path.removesuffix("/ticket")
     return Ticket(ticket=ticket, url=f"{quote(path)}/by-ticket?ticket={ticket}", expires_in=ticketing.SECONDS)
+
+
+def _how(who: Principal, request: Request) -> dict[str, str]:
+    how = {"way": "http", "client": client_key(request.client.host if request.client else None)}
+    return how | ({"with": who.credential} if who.credential else {})
 
 
 def _as_id(text: str | None) -> int | None:

@@ -56,17 +56,17 @@ class BearerTokens:
         if token is None:
             # Counted too: whoever asks without credentials makes work for the audit.
             self._by_client.add(client)
-            raise _unauthorized("This needs a bearer token.")
+            raise _unauthorized("No bearer token was given.")
         given = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
         if self._admin is not None and hmac.compare_digest(given, self._admin):
-            return Principal("admin-token", frozenset(SCOPES))
+            return Principal("admin-token", frozenset(SCOPES), "admin-token")
         parts = tokens.split(token)
         if parts is not None:
             _refuse_if(self._by_token.full_for(parts[0]))
             row = await self._store.run(tokens.lookup(parts[0]))
             if tokens.verify(row, parts[1]) and row is not None:
                 await self._store.run(tokens.used(parts[0]))
-                return Principal(row["name"], frozenset(row["scopes"]))
+                return Principal(row["name"], frozenset(row["scopes"]), f"token {parts[0]}")
             self._by_token.add(parts[0])
         self._by_client.add(client)
         raise _unauthorized("The bearer token is not valid.", ', error="invalid_token"')

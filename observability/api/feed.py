@@ -12,6 +12,8 @@ import contextlib
 from collections import deque
 from typing import TYPE_CHECKING, Self
 
+import psycopg
+
 from checkpointer.errors import CheckpointerError
 from observability.errors import reading
 
@@ -42,6 +44,7 @@ class ErrorFeed:
         self._store = store
         self._watchers: set[Watcher] = set()
         self._task: asyncio.Task[None] | None = None
+        self._beginning = asyncio.Lock()
 
     @contextlib.asynccontextmanager
     async def watch(self, last_id: int | None) -> AsyncIterator[Watcher]:
@@ -49,12 +52,17 @@ class ErrorFeed:
 
         Args:
             last_id: The last error that was seen; what came after it is delivered first.
+
+        Raises:
+            CheckpointerError: Postgres is away.
         """
         watcher = Watcher()
         self._watchers.add(watcher)
-        if self._task is None:
-            self._task = asyncio.create_task(self._follow())
         try:
+            async with self._beginning:
+                # What is there now is known before anybody is told that this watches: nothing falls in between.
+                if self._task is None:
+                    self._task = asyncio.create_task(self._follow(*await self._known()))
             if last_id is not None:
                 rows = await self._store.run(reading.since(last_id, limit=REPLAYED + 1))
                 watcher.replay(rows)
@@ -71,21 +79,21 @@ class ErrorFeed:
             task.cancel()
             await asyncio.wait({task})
 
-    async def _follow(self) -> None:
-        seen: set[int] = set()
+    async def _known(self) -> tuple[int, set[int]]:
+        """Return the id from which on is looked, and the ids beyond it that are there already."""
+        newest = await self._store.run(reading.newest_id())
+        floor = max(0, newest - _LATE_ROWS)
+        rows = await self._store.run(reading.since(floor, limit=_BATCH))
+        return floor, {row["id"] for row in rows if row["id"] <= newest}
+
+    async def _follow(self, floor: int, seen: set[int]) -> None:
         # The highest id at each look of the last seconds, the oldest first.
         marks: deque[tuple[float, int]] = deque()
-        floor: int | None = None
         clock = asyncio.get_running_loop().time
         while True:
-            with contextlib.suppress(CheckpointerError):  # Postgres is away: what comes meanwhile is found later
-                if floor is None:
-                    newest = await self._store.run(reading.newest_id())
-                    floor = max(0, newest - _LATE_ROWS)
-                    rows = await self._store.run(reading.since(floor, limit=_BATCH))
-                    seen = {row["id"] for row in rows if row["id"] <= newest}
-                else:
-                    rows = await self._store.run(reading.since(floor, limit=_BATCH))
+            # Postgres is away, or refuses: what comes meanwhile is found later.
+            with contextlib.suppress(CheckpointerError, psycopg.Error):
+                rows = await self._store.run(reading.since(floor, limit=_BATCH))
                 fresh = [row for row in rows if row["id"] not in seen]
                 seen.update(row["id"] for row in fresh)
                 for watcher in self._watchers:

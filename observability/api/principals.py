@@ -20,7 +20,9 @@ class Principal:
     Attributes:
         name: Stands in `resolved_by` and in the audit.
         scopes: Any of `read`, `read_sensitive` (stack traces and context), `resolve`, `delete`.
+        credential: What it was shown by, for the audit, such as the public id of a token. May be empty.
     """
 
     name: str
     scopes: Set[str] = field(default_factory=frozenset)
+    credential: str = ""

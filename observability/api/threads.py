@@ -5,7 +5,6 @@ Not here: who may see which thread (`authorize_thread`), and what a user may see
 
 # No `from __future__ import annotations`: FastAPI reads them.
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
@@ -96,14 +95,11 @@ def create_thread_router(
     async def stream(thread_id: str, last_event_id: str | None) -> AsyncIterator[ServerSentEvent]:
         # What is no id that this could have sent is answered as one that has left the ring.
         last = last_event_id and last_event_id[:_LONGEST_EVENT_ID]
-        subscription = subscribe_run_events(thread_id, last_event_id=last, observability=target())
-        try:
+        async with subscribe_run_events(thread_id, last_event_id=last, observability=target()) as subscription:
             yield ServerSentEvent(comment="connected")
             async for view in streams.follow(subscription):
                 kind = "reset" if view.get("type") == "reset" else None
                 yield ServerSentEvent(id=_event_id(view), event=kind, data=view)
-        finally:
-            await asyncio.shield(subscription.aclose())
 
     def room() -> None:
         streams.check_room()

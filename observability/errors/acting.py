@@ -9,8 +9,8 @@ that it was the last. Not here: who may do it.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from checkpointer.errors import ConfigurationError
 from observability.errors.reading import ERROR_COLUMNS, Filters, group, one
@@ -27,6 +27,7 @@ __all__ = [
     "Changed",
     "bulk_delete",
     "bulk_resolve",
+    "by_way_of",
     "delete",
     "mute",
     "note",
@@ -41,6 +42,13 @@ BULK_LIMIT = 1_000
 """The most rows that one bulk act changes."""
 
 _GROUP_ROWS = 10_000
+
+_NOTE = (
+    "INSERT INTO system_error_audit (action, actor, error_id, fingerprint, details) "
+    "VALUES (%(action)s, %(actor)s, %(error_id)s, %(fingerprint)s, %(details)s::jsonb) RETURNING id"
+)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +98,6 @@ def note(
         fingerprint: The group that it is about.
         details: JSON-like; secrets are blanked.
     """
-    sql = (
-        "INSERT INTO system_error_audit (action, actor, error_id, fingerprint, details) "
-        "VALUES (%(action)s, %(actor)s, %(error_id)s, %(fingerprint)s, %(details)s::jsonb) RETURNING id"
-    )
     params = {
         "action": safe_name(action, 200),
         "actor": _actor(actor),
@@ -101,7 +105,28 @@ def note(
         "fingerprint": fingerprint,
         "details": json.dumps(safe_json(details or {}), allow_nan=False),
     }
-    return Statement(sql, params, lambda rows: None)
+    return Statement(_NOTE, params, lambda rows: None)
+
+
+def by_way_of(how: Mapping[str, Any], act: Act[T]) -> Act[T]:
+    """Carry out an act whose audit lines also say how it was done.
+
+    Args:
+        how: JSON-like, such as `{"way": "http", "client": "192.0.2.1"}`; secrets are blanked.
+        act: What is done.
+    """
+    said = safe_json(how)
+    reply = None
+    while True:
+        try:
+            statement = act.send(reply)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        if statement.sql == _NOTE:
+            details = json.loads(statement.params["details"]) | {"how": said}
+            statement = replace(statement, params=statement.params | {"details": json.dumps(details)})
+        reply = yield statement
 
 
 def resolve(error_id: int, *, actor: str, notes: str | None = None) -> Act[Changed | None]:

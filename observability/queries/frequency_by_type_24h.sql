@@ -8,7 +8,7 @@ SELECT
     ] AS worst_severity,
     COALESCE(SUM(occurrences) FILTER (WHERE resolved_at IS NULL), 0)::bigint AS unresolved,
     MIN(created_at) AS first_seen,
-    MAX(created_at) AS last_seen
+    MAX(COALESCE(last_seen_at, created_at)) AS last_seen
 FROM system_errors
 WHERE created_at >= now() - '24 hours'/*:window*/::interval
 GROUP BY error_type

@@ -7,7 +7,7 @@ SELECT
     ] AS worst_severity,
     ARRAY_AGG(DISTINCT error_type ORDER BY error_type) AS error_types,
     MIN(created_at) AS first_seen,
-    MAX(created_at) AS last_seen
+    MAX(COALESCE(last_seen_at, created_at)) AS last_seen
 FROM system_errors
 WHERE resolved_at IS NULL AND thread_id IS NOT NULL
 GROUP BY thread_id

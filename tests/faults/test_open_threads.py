@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ import psycopg
 import pytest
 import redis
 from helpers import wait_until
+from langgraph.checkpoint.postgres import PostgresSaver
+from langgraph.types import Send
 from savers import (
     NOTHING,
     config,
@@ -27,6 +30,7 @@ from savers import (
 
 from checkpointer import BufferUnavailableError, StoreUnavailableError, puts
 from checkpointer.flush.session import Progress
+from checkpointer.run_streams import RUNTIME
 
 if TYPE_CHECKING:
     from checkpointer.embedded import Servers
@@ -59,6 +63,21 @@ def test_a_thread_whose_run_has_ended_is_closed_and_read_while_redis_is_away(
     assert other.get_tuple(config("open", checkpoint_ns="sub:not put")) is None
     with pytest.raises(BufferUnavailableError):
         saver.get_tuple(config("open", checkpoint_ns="sub:not put"))
+
+
+def test_a_checkpoint_of_an_old_version_is_read_with_its_parents_sends_while_redis_is_away(
+    open_saver: Any, own_servers: Servers
+) -> None:
+    saver = open_saver(triggers=NOTHING)
+    with PostgresSaver.from_conn_string(own_servers.postgres_uri) as stock:
+        parent, child = make_checkpoint(0), make_checkpoint(1)
+        saved = stock.put(config("old"), {**parent[0], "v": 3}, *parent[1:])
+        stock.put_writes(saved, [("__pregel_tasks", Send("node", 1))], "task")
+        stock.put(saved, {**child[0], "v": 3}, *child[1:])
+        own_servers.valkey.kill()
+        found = saver.get_tuple(config("old"))
+        assert found == stock.get_tuple(config("old"))
+    assert found.checkpoint["channel_values"]["__pregel_tasks"] == [Send("node", 1)]
 
 
 async def test_the_same_for_asynchronous_readers(open_saver: Any, own_servers: Servers) -> None:
@@ -108,6 +127,49 @@ def test_closing_does_not_undo_a_later_opening(open_saver: Any, own_servers: Ser
     own_servers.valkey.kill()
     with pytest.raises(BufferUnavailableError):
         saver.get_tuple(config())
+
+
+def test_a_runs_first_read_opens_what_is_closed_and_leaves_alone_what_is_open(
+    open_saver: Any, own_servers: Servers
+) -> None:
+    saver, reader = open_saver(triggers=NOTHING), open_saver(triggers=NOTHING)
+    put(saver, "t", 0)
+    before = tokens(own_servers)
+    assert reader.get_tuple(in_a_run("t")).metadata["step"] == 0
+    assert tokens(own_servers) == before
+    assert reader.get_tuple(in_a_run("new")) is None
+    assert tokens(own_servers).keys() == {"t", "new"}
+
+
+def test_a_thread_that_is_flushed_and_closed_while_a_read_opens_it_is_read_anew(
+    open_saver: Any, own_servers: Servers
+) -> None:
+    """What the statement has read is from before it opened the thread."""
+    saver, reader = open_saver(triggers=NOTHING), open_saver(triggers=NOTHING)
+    parent = put(saver, "t", 0)
+    saver.flush()
+    put(saver, "t", 1, parent)
+    reader.get_tuple(in_a_run("another"))
+    found: list[Any] = []
+    reading = threading.Thread(target=lambda: found.append(reader.get_tuple(in_a_run("t"))))
+    with psycopg.connect(own_servers.postgres_uri) as conn, psycopg.connect(own_servers.postgres_uri) as looking:
+        conn.execute("DELETE FROM checkpoint_buffer_threads WHERE thread_id = 't'")
+        reading.start()
+        looking.autocommit = True
+        wait_until(lambda: looking.execute("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'").fetchone())
+        saver.flush()
+    reading.join(20)
+    assert [tuple_.metadata["step"] for tuple_ in found] == [1]
+    assert tokens(own_servers).keys() == {"another", "t"}
+
+
+def in_a_run(thread: str) -> Any:
+    return config(thread, **{RUNTIME: None})
+
+
+def tokens(servers: Servers) -> dict[str, int]:
+    with psycopg.connect(servers.postgres_uri) as conn:
+        return dict(conn.execute("SELECT thread_id, token FROM checkpoint_buffer_threads").fetchall())
 
 
 def test_a_thread_with_dirty_records_is_not_closed(open_saver: Any, own_servers: Servers) -> None:
@@ -337,7 +399,7 @@ def test_what_is_put_before_all_from_before_the_outage_is_flushed_is_not_taken_f
 
 def answers(saver: Any) -> bool:
     try:
-        saver._core.flusher.submit(lambda session: session.ping()).result()
+        saver._core.flusher.submit(lambda session: session.open_dead_letters()).result()
     except StoreUnavailableError:
         return False
     return True

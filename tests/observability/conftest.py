@@ -22,8 +22,8 @@ MIGRATIONS = Path(__file__).parents[2] / "migrations"
 
 def _migrate(uri: str) -> None:
     with psycopg.connect(uri, autocommit=True) as connection:
-        for name in ("0002_system_errors.sql", "0003_thread_logs.sql"):
-            connection.execute((MIGRATIONS / name).read_bytes())
+        for path in sorted(MIGRATIONS.glob("*.sql")):
+            connection.execute(path.read_bytes())
 
 
 def _context(postgres_uri: str, redis_url: str, prefix: str) -> HookContext:

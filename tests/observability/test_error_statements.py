@@ -7,12 +7,12 @@ import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import psycopg
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planting import NOON, plant
 
 from checkpointer.errors import CheckpointerError, ConfigurationError
 from observability.errors import acting, reading
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from observability.errors.statements import Page
 
 MIGRATIONS = Path(__file__).parents[2] / "migrations"
-NOON = datetime(2026, 3, 14, 12, 0, tzinfo=UTC)
-
 Connection = psycopg.Connection[Any]
 
 
@@ -35,32 +33,6 @@ def store(conn: Connection) -> Connection:
     for name in ("0002_system_errors.sql", "0003_thread_logs.sql", "0006_error_groups.sql"):
         conn.execute((MIGRATIONS / name).read_bytes())
     return conn
-
-
-def plant(conn: Connection, **values: Any) -> int:
-    """Insert an error and its group, and return its id."""
-    row = {
-        "error_type": "checkpoint_flush_error",
-        "severity": "error",
-        "error_message": "The flush failed.",
-        "created_at": NOON,
-        "event_id": uuid4(),
-        "fingerprint": "v1:a",
-        "occurrences": 1,
-        **values,
-    }
-    names = ", ".join(row)
-    marks = ", ".join(f"%({name})s" for name in row)
-    found = conn.execute(f"INSERT INTO system_errors ({names}) VALUES ({marks}) RETURNING id".encode(), row).fetchone()
-    assert found
-    if row["fingerprint"] is not None:
-        conn.execute(
-            "INSERT INTO system_error_groups (fingerprint, error_type, severity, title, first_seen_at, last_seen_at, "
-            "occurrences) VALUES (%(fingerprint)s, %(error_type)s, %(severity)s, %(error_message)s, %(created_at)s, "
-            "%(created_at)s, %(occurrences)s) ON CONFLICT (fingerprint) DO NOTHING",
-            row,
-        )
-    return int(found[0])
 
 
 def ids(page: Page) -> list[int]:
@@ -484,6 +456,17 @@ def test_bulk_delete_takes_only_what_was_resolved_before(store: Connection) -> N
     for limit in (0, 1_001):
         with pytest.raises(ConfigurationError, match=r"1 to 1,?000"):
             run(store, acting.bulk_delete(NOON, actor="ann", limit=limit))
+
+
+def test_an_act_can_say_how_it_was_done_and_answers_the_same(store: Connection) -> None:
+    error_id = plant(store)
+    how = {"way": "http", "password": "hunter2"}
+    outcome = run(store, acting.by_way_of(how, acting.resolve(error_id, actor="ann", notes="n")))
+    assert outcome is not None
+    assert (outcome.changed, outcome.row["resolved_by"]) == (True, "ann")
+    details = run(store, reading.audit()).rows[0]["details"]
+    assert details == {"notes": "n", "how": {"way": "http", "password": "[scrubbed]"}}
+    assert run(store, acting.by_way_of(how, acting.resolve(404, actor="ann"))) is None
 
 
 def test_deleting_an_error_is_audited_and_closes_a_group_without_others(store: Connection) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import math
 import os
 import sqlite3
@@ -12,10 +13,12 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 from helpers import wait_until
+from opentelemetry.sdk.trace import TracerProvider
 
 import observability
 from checkpointer.events import CheckpointEvent, describe_error
@@ -207,7 +210,9 @@ def redis_away():
     return redis.Redis(port=1, retry=Retry(NoBackoff(), 0))
 target = Observability(HookContext(away, redis_away, "unused", sys.argv[1]))
 for n in range(int(sys.argv[2])):
-    event = CheckpointEvent(name="flush.failed", severity="critical", error_type="e", message=f"row {n}")
+    event = CheckpointEvent(
+        name="flush.failed", severity="critical", error_type="e", message=f"row {n}", thread_id=f"t{n}"
+    )
     assert target.errors.add(event) == "spool"
 print("spooled", flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
@@ -259,7 +264,7 @@ def test_the_file_is_bounded_and_then_standard_error_is_used(
     target = Observability(HookContext(away, redis_away, prefix, f"full-{prefix}"))
     target.spool._max_pages = 10
     try:
-        ways = [target.errors.add(error("x" * 3_000 + f" row {n}")) for n in range(20)]
+        ways = [target.errors.add(error("x" * 3_000 + f" row {n}", thread_id=f"t{n}")) for n in range(20)]
         assert ways == sorted(ways)
         assert set(ways) == {"spool", "stderr"}
         assert "row 19" in capfd.readouterr().err
@@ -410,6 +415,72 @@ def test_the_application_reports_errors_of_its_own(target: Observability, contex
     assert "raised" in first["stack_trace"]
     assert second["error_message"] == "second"
     assert second["error_context"]["event"] == "application.error"
+
+
+class Reporter(logging.Handler):
+    """An application's handler that files whatever is logged as an error, what the store itself says included."""
+
+    def __init__(self, target: Observability) -> None:
+        super().__init__()
+        self.target = target
+        self.count = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.count += 1
+        observability.log_system_error_sync(
+            error_type="logged", severity="critical", error_message=record.getMessage(), observability=self.target
+        )
+
+
+def test_what_the_store_says_of_its_own_errors_is_not_stored_and_leads_to_no_others(
+    prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def away() -> Any:
+        raise psycopg.OperationalError("away")
+
+    def redis_away() -> Any:
+        raise ConnectionError("away")
+
+    # A folder that cannot be made: each row that comes here is logged with an exception.
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CHECKPOINTER_SPOOL_DIR", str(tmp_path / "file" / "spool"))
+    target = Observability(HookContext(away, redis_away, prefix, f"loop-{prefix}"))
+    reporter = Reporter(target)
+    logging.getLogger("checkpointer.observability").addHandler(reporter)
+    try:
+        observability.log_system_error_sync(
+            error_type="first", severity="critical", error_message="m", observability=target
+        )
+        for _ in range(3):
+            assert target.flush(10)
+        assert reporter.count > 0
+        # Also what is stored by the thread that folds.
+        for _ in range(50):
+            target.errors.add(error(severity="error"))
+        target.errors.flush()
+        assert target.flush(10)
+        assert target._queue.stats()["observability"].delivered == 1
+    finally:
+        logging.getLogger("checkpointer.observability").removeHandler(reporter)
+        target.close(5)
+    stored = [json.loads(line.partition(": ")[2]) for line in capfd.readouterr().err.splitlines() if "event_id" in line]
+    assert sum(row["occurrences"] for row in stored) == 51
+    assert "logged" not in {row["error_type"] for row in stored}
+
+
+def test_an_error_has_the_trace_in_which_it_happened(
+    target: Observability, context: HookContext, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with TracerProvider().get_tracer("tests").start_as_current_span("a node") as span:
+        target.errors.add(error("in a span"))
+    target.errors.add(error("in none"))
+    monkeypatch.setitem(sys.modules, "opentelemetry.trace", SimpleNamespace())  # type: ignore[arg-type]
+    target.errors.add(error("while it is imported"))
+    assert [row["trace_id"] for row in rows(context)] == [
+        f"{span.get_span_context().trace_id:032x}",
+        None,
+        None,
+    ]
 
 
 def test_reporting_does_not_wait_for_a_server_that_hangs(prefix: str, spool_dir: Path) -> None:

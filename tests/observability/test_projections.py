@@ -20,6 +20,7 @@ NAMES = [
     "flush.incomplete",
     "flush.recovered",
     "put.failed",
+    "put.refused",
     "put.around",
     "put.sanitized",
     "backend.down",
