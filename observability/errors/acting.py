@@ -168,7 +168,7 @@ def resolve_group(fingerprint: str, *, actor: str, notes: str | None = None) -> 
     locked = yield _lock([fingerprint])
     if not locked:
         return None
-    # Both in one statement, so that both have the same time: by it a group finds its errors when it is reopened.
+    # Both in one statement: no error can come in between, and all have the same time.
     done = yield Statement(
         """
         WITH chosen AS (
@@ -200,7 +200,7 @@ def resolve_group(fingerprint: str, *, actor: str, notes: str | None = None) -> 
 
 
 def reopen_group(fingerprint: str, *, actor: str) -> Act[Changed | None]:
-    """Take back that a group is resolved, with the errors that were resolved together with it.
+    """Take back that a group is resolved, with those of its errors that were resolved last.
 
     None if there is no such group; one that is not resolved stays as it is.
     """
@@ -212,8 +212,9 @@ def reopen_group(fingerprint: str, *, actor: str) -> Act[Changed | None]:
     if changed:
         errors = yield Statement(
             "UPDATE system_errors SET resolved_at = NULL, resolved_by = NULL, resolution_notes = NULL "
-            "WHERE fingerprint = %(fingerprint)s AND resolved_at = %(at)s RETURNING id",
-            {"fingerprint": fingerprint, "at": locked[0]["resolved_at"]},
+            "WHERE fingerprint = %(fingerprint)s AND resolved_at = "
+            "(SELECT max(resolved_at) FROM system_errors WHERE fingerprint = %(fingerprint)s) RETURNING id",
+            {"fingerprint": fingerprint},
         )
         yield _unresolved_again(fingerprint)
         yield note("reopen_group", actor, fingerprint=fingerprint, details={"errors": len(errors)})
@@ -364,7 +365,8 @@ def _resolve_rows(
         WITH chosen AS (
             SELECT id FROM system_errors WHERE id = ANY(%(ids)s) AND resolved_at IS NULL ORDER BY id FOR UPDATE
         )
-        UPDATE system_errors SET resolved_at = now(), resolved_by = %(actor)s, resolution_notes = %(notes)s
+        UPDATE system_errors SET resolved_at = statement_timestamp(), resolved_by = %(actor)s,
+            resolution_notes = %(notes)s
         WHERE id IN (SELECT id FROM chosen) RETURNING id, fingerprint
         """,
         {"ids": list(ids), "actor": _actor(actor), "notes": _text(notes)},
@@ -386,8 +388,8 @@ def _close_groups(fingerprints: Sequence[str], actor: str, notes: str | None) ->
     """Those of locked groups that have nothing unresolved left are resolved; a muted one stays muted."""
     return Statement(
         """
-        UPDATE system_error_groups g SET status = 'resolved', resolved_at = now(), resolved_by = %(actor)s,
-            resolution_notes = %(notes)s
+        UPDATE system_error_groups g SET status = 'resolved', resolved_at = statement_timestamp(),
+            resolved_by = %(actor)s, resolution_notes = %(notes)s
         WHERE g.fingerprint = ANY(%(fingerprints)s) AND g.status IN ('unresolved', 'regressed')
             AND NOT EXISTS (
                 SELECT FROM system_errors e WHERE e.fingerprint = g.fingerprint AND e.resolved_at IS NULL

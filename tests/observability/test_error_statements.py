@@ -378,6 +378,17 @@ def test_reopening_an_error_opens_its_group(store: Connection) -> None:
     assert run(store, acting.reopen(404, actor="ann")) is None
 
 
+def test_a_group_that_is_reopened_has_an_open_error_also_when_its_last_one_was_deleted(store: Connection) -> None:
+    resolved = plant(store)
+    run(store, acting.resolve(resolved, actor="ann"))
+    again = plant(store)
+    store.execute("UPDATE system_error_groups SET status = 'regressed'")
+    run(store, acting.delete(again, actor="ann"))
+    assert status(store) == "resolved"
+    run(store, acting.reopen_group("v1:a", actor="ann"))
+    assert ids(run(store, reading.find())) == [resolved]
+
+
 def test_a_group_is_resolved_and_reopened_with_those_of_its_errors_that_were_open(store: Connection) -> None:
     before = plant(store)
     run(store, acting.resolve(before, actor="ann"))
