@@ -135,9 +135,9 @@ def context(postgres_uri: str, prefix: str, schema: str | None) -> HookContext:
 
 @contextlib.contextmanager
 def reporting(postgres_uri: str, prefix: str, schema: str | None) -> Iterator[Callable[[CheckpointEvent], None]]:
-    """Report events to the thread's log and the table of errors."""
+    """Report events to the thread's log, to those who watch it, and to the table of errors."""
     hooks = Hooks()
-    for name in ("thread_log", "system_errors"):
+    for name in ("thread_log", "run_events", "system_errors"):
         hooks.add(load_hook(name, context(postgres_uri, prefix, schema)), name=name)
     try:
         yield hooks.emit

@@ -25,6 +25,10 @@ _MAX_BYTES = 64 * 1024 * 1024
 _PAGE_BYTES = 4_096
 _BUSY_SECONDS = 5.0
 
+_TABLE = (
+    "CREATE TABLE IF NOT EXISTS spool (id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, row TEXT NOT NULL)"
+)
+
 
 def backlog() -> dict[Path, int | None]:
     """Return how many rows wait in each file of this user, whatever its target; None for one that cannot be read."""
@@ -37,7 +41,7 @@ def _count(path: Path, timeout: float) -> int | None:
             [(found,)] = database.execute("SELECT count(*) FROM spool").fetchall()
             return int(found)
     except sqlite3.Error:
-        # A file without a table is one that has just been made.
+        # An empty file is one in which nothing was stored yet.
         return None if path.stat().st_size else 0
 
 
@@ -119,14 +123,9 @@ class Spool:
             # A killed process loses nothing by this, only a power failure may. Waiting for the disk would take
             # some 20 ms for each row: in a burst far more would be lost in the queue than is saved here.
             database.execute("PRAGMA synchronous = OFF")
-            # Has to come before the first table; deleted rows then give their room back.
-            database.execute("PRAGMA auto_vacuum = FULL")
-            database.execute("PRAGMA journal_mode = WAL")
             database.execute(f"PRAGMA max_page_count = {self._max_pages}")
-            database.execute(
-                "CREATE TABLE IF NOT EXISTS spool "
-                "(id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, row TEXT NOT NULL)"
-            )
+            # A file that a power failure has left empty.
+            database.execute(_TABLE)
         except BaseException:
             database.close()
             raise
@@ -134,13 +133,20 @@ class Spool:
 
 
 def _create(path: Path) -> None:
-    """Make the empty file with mode 0600, which SQLite gives to the files beside it as well."""
+    """Make the file, without rows, with mode 0600, which SQLite gives to the files beside it as well."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # Under another name first: closing a descriptor of the file itself would release the locks that SQLite
-    # holds on it for other threads of this process.
+    # Under another name first. Closing a descriptor of the file itself would release the locks that SQLite holds on
+    # it for other threads of this process; and whoever changes the journal mode while another one looks into the file
+    # does not wait but fails, so that a row would be lost.
     draft = path.with_name(f".{path.name}.{uuid4().hex}")
     os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     try:
+        with closing(sqlite3.connect(draft)) as database:
+            database.execute("PRAGMA synchronous = OFF")
+            # Has to come before the first table; deleted rows then give their room back.
+            database.execute("PRAGMA auto_vacuum = FULL")
+            database.execute("PRAGMA journal_mode = WAL")
+            database.execute(_TABLE)
         with contextlib.suppress(FileExistsError):
             os.link(draft, path)
     finally:

@@ -272,6 +272,35 @@ def test_the_file_is_bounded_and_then_standard_error_is_used(
         target.close(5)
 
 
+def test_a_new_file_takes_rows_while_another_process_looks_into_it(
+    spool_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, others = os.link, []
+
+    def link_and_look(draft: Path, path: Path) -> None:
+        link(draft, path)
+        other = sqlite3.connect(path)
+        other.execute("BEGIN")
+        other.execute("SELECT * FROM sqlite_master").fetchall()
+        others.append(other)
+
+    monkeypatch.setattr(os, "link", link_and_look)
+    spool = Spool("new")
+    spool.append("system_errors", ['{"a": 1}'])
+    (other,) = others
+    other.close()
+    assert [text for _, _, text in spool.read(("system_errors",), 10)] == ['{"a": 1}']
+
+
+def test_a_file_that_a_power_failure_has_left_empty_takes_rows(spool_dir: Path) -> None:
+    spool = Spool("empty")
+    spool_dir.mkdir()
+    spool.path.touch()
+    assert spool.count() == 0
+    spool.append("system_errors", ['{"a": 1}'])
+    assert [text for _, _, text in spool.read(("system_errors",), 10)] == ['{"a": 1}']
+
+
 def test_a_damaged_file_is_set_aside(spool_dir: Path) -> None:
     spool = Spool("damaged")
     spool.append("system_errors", ["{}"])
