@@ -17,6 +17,7 @@ by Ctrl-C.
 import itertools
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import psycopg
@@ -61,7 +62,8 @@ def main() -> None:
             raise
         cli_output.fail('The command line needs: pip install "langgraph-checkpoint-buffered[cli]"', 2)
     try:
-        app(prog_name="checkpointer")
+        with cli_output.written():
+            app(prog_name="checkpointer")
     except CheckpointerError as exc:
         cli_output.fail(str(exc))
     except psycopg.Error as exc:
@@ -90,6 +92,7 @@ def _app() -> "typer.Typer":
     age_option = typer.Option(help="Flush what has waited for so many seconds.")
     drain_option = typer.Option(help="For how many seconds to drain at the end.")
     hook_option = typer.Option("--hook", help="A hook beside the standard ones, by name; can be given again.")
+    drained_option = typer.Option("--json", help="Print at the end as JSON what is left in the buffer.")
     http_option = typer.Option(
         metavar="HOST:PORT", help="Where to answer /healthz, /readyz and /metrics.", show_default="nowhere"
     )
@@ -198,6 +201,7 @@ def _app() -> "typer.Typer":
         drain_timeout: Annotated[float, drain_option] = 30.0,
         http: Annotated[str | None, http_option] = None,
         hook: Annotated[list[str] | None, hook_option] = None,
+        as_json: Annotated[bool, drained_option] = False,
         in_schema: Annotated[str | None, common.schema] = None,
     ) -> None:
         """Flush what all applications with this prefix have buffered, until SIGTERM or SIGINT.
@@ -220,9 +224,12 @@ def _app() -> "typer.Typer":
             schema=in_schema or None,
             hooks=(*defaults.hooks, *(hook or ())),
         ).run()
+        if as_json:
+            cli_output.print_json(asdict(report))
+            raise typer.Exit(0 if report else 1)
         if not report:
             cli_output.fail(str(report))
-        typer.echo(str(report))
+        cli_output.print_line(str(report))
 
     cli_flush.add_commands(app, common)
     cli_errors.add_commands(app, common)

@@ -102,9 +102,9 @@ def _said(report: FlushReport) -> str:
 def _trouble(report: FlushReport) -> str:
     waiting = report.waiting_threads
     why = report.error.message if report.error is not None else "the time was over."
-    # The report names at most a hundred.
+    # The report names at most a hundred, and none if Redis cannot say which there are.
     count = f"at least {len(waiting)}" if len(waiting) == 100 else str(len(waiting))
+    what = f"{count} threads could not be flushed" if waiting else "Nothing could be flushed"
     return (
-        f"{count} threads could not be flushed: {why} What they hold is still in Redis; "
-        "see `checkpointer doctor` and `checkpointer dead-letters list`."
+        f"{what}: {why} What waits is still in Redis; see `checkpointer doctor` and `checkpointer dead-letters list`."
     )

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Any, NoReturn
 
+from checkpointer.errors import CheckpointerError
 from observability.scrub import safe_text
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "print_table",
     "progress",
     "tolerate_any_text",
+    "written",
 ]
 
 _WIDTH = 200
@@ -149,6 +151,36 @@ def tolerate_any_text() -> None:
     for stream in (sys.stdout, sys.stderr):
         if (reconfigure := getattr(stream, "reconfigure", None)) is not None:
             reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def written() -> Iterator[None]:
+    """See that all that is printed gets out, and exit in good order if it does not.
+
+    Whoever reads no more, such as `head`, wants no more, which is nothing to complain of.
+    """
+    if sys.stdout is None:  # closed by whoever started this, who does not want to know
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _give_up()
+        sys.exit(1)
+    except OSError as exc:
+        if isinstance(exc, CheckpointerError):
+            raise
+        _give_up()
+        fail(f"The system has refused something, such as to take the output: {exc.strerror or exc}.")
+
+
+def _give_up() -> None:
+    # What is still to be written would fail once more when the interpreter ends.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def _text(value: object) -> str:

@@ -75,7 +75,11 @@ def add_query(app: "typer.Typer", common: Common) -> None:
     ) -> None:
         """Run one of the queries that come with this package: `queries run` in short."""
         if list_names:
-            typer.echo("\n".join(queries.names()))
+            if as_json:
+                cli_output.print_json(queries.names())
+            else:
+                for one in queries.names():
+                    cli_output.print_line(one)
             return
         _run(name, [], as_json, postgres_uri, in_schema)
 

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 from checkpointer import cli_output, search_path
-from checkpointer.cli_connections import Connect, who
+from checkpointer.cli_connections import Connect, check_postgres_uri, who
 from checkpointer.errors import ConfigurationError
 from observability import tokens
 from observability.errors.acting import by_way_of
@@ -46,6 +46,7 @@ def add_commands(
         help="Addresses of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed, separated by commas.",
         show_default="none",
     )
+    address_option = typer.Option("--json", help="Print as JSON where it listens, once it does.")
     json_option = typer.Option("--json", help="Print JSON instead of a table.")
     name_argument = typer.Argument(help="Whose it is; stands in the audit.", show_default=False)
     scope_option = typer.Option(
@@ -60,6 +61,7 @@ def add_commands(
         host: Annotated[str, host_option] = "127.0.0.1",
         port: Annotated[int, port_option] = 8_080,
         proxies: Annotated[str | None, proxies_option] = None,
+        as_json: Annotated[bool, address_option] = False,
         prefix: Annotated[str, prefix_option] = "checkpointer",
         postgres_uri: Annotated[str | None, postgres_option] = None,
         redis_url: Annotated[str | None, redis_option] = None,
@@ -69,7 +71,7 @@ def add_commands(
 
         CHECKPOINTER_ADMIN_TOKEN is a bearer token with every scope; `checkpointer tokens` makes others.
         """
-        _serve(host, port, proxies, prefix, postgres_uri, redis_url, in_schema or None)
+        _serve(host, port, proxies, prefix, postgres_uri, redis_url, in_schema or None, _print_url if as_json else None)
 
     group = typer.Typer(no_args_is_help=True, help="Bearer tokens of the HTTP interface.")
     app.add_typer(group, name="tokens")
@@ -135,8 +137,20 @@ def _cell(value: Any) -> Any:
     return ", ".join(value) if isinstance(value, list) else value
 
 
+def _print_url(address: Sequence[Any]) -> None:
+    host, port = address[:2]
+    cli_output.print_json_line({"url": f"http://{f'[{host}]' if ':' in host else host}:{port}"})
+
+
 def _serve(
-    host: str, port: int, proxies: str | None, prefix: str, uri: str | None, redis_url: str | None, schema: str | None
+    host: str,
+    port: int,
+    proxies: str | None,
+    prefix: str,
+    uri: str | None,
+    redis_url: str | None,
+    schema: str | None,
+    tell: Callable[[Sequence[Any]], None] | None,
 ) -> None:
     from observability.api import Streams, create_app
 
@@ -145,13 +159,22 @@ def _serve(
     except ModuleNotFoundError as exc:
         raise ConfigurationError('`serve` needs: pip install "langgraph-checkpoint-buffered[api]"') from exc
 
-    if not uri:
-        raise ConfigurationError("Say where Postgres is: set POSTGRES_URI or pass --postgres-uri.")
+    uri = check_postgres_uri(uri)
     if schema is not None:
         search_path.check_name(schema)
     streams = Streams()
 
     class Server(uvicorn.Server):
+        async def startup(self, sockets: Any = None) -> None:
+            try:
+                await super().startup(sockets)
+            except SystemExit as exc:
+                raise ConfigurationError(
+                    f"The address {host}:{port} cannot be listened on: see the log above, --host and --port."
+                ) from exc
+            if tell is not None:
+                tell(self.servers[0].sockets[0].getsockname())
+
         def handle_exit(self, sig: int, frame: Any) -> None:
             # Before it waits for the open responses, of which streams would not end.
             streams.end()

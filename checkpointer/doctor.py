@@ -267,7 +267,8 @@ def _connect_postgres(probe: _Probe, uri: str | None, options: BufferOptions) ->
             code, advice = "postgres.login", "Check the names of the user and of the database."
         else:
             code, advice = "postgres.unreachable", "Start the server, or check host, port and firewall."
-        probe.add("error", code, f"Postgres lets nobody in: {text}", advice)
+        said = "lets nobody in" if code == "postgres.login" else "cannot be reached"
+        probe.add("error", code, f"Postgres {said}: {text}", advice)
         return None
 
 

@@ -38,9 +38,10 @@ _Sentinel: Any = redis.sentinel.Sentinel
 _AsyncSentinel: Any = redis.asyncio.sentinel.Sentinel
 
 _FORMS = (
-    "use redis://[user:password@]host[:port][/db] or unix://path; "
-    "redis+cluster://[user:password@]host:port[,host:port]; "
-    "redis+sentinel://[user:password@]host:port[,host:port]/service[/db]; with rediss instead of redis for TLS"
+    # Without the form of a password in its place, where scrubbing would blank it.
+    "use redis://host[:port][/db] or unix://path; redis+cluster://host:port[,host:port]; "
+    "redis+sentinel://host:port[,host:port]/service[/db]; with user:password@ before the first host where they are "
+    "needed, and rediss instead of redis for TLS"
 )
 
 # What of a client's connection settings its twin in the other world understands.
