@@ -9,6 +9,7 @@ import contextlib
 import os
 from collections.abc import AsyncIterator
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, FastAPI, HTTPException, Request
@@ -55,6 +56,8 @@ def create_app(
         streams: To end the open streams from outside.
         tickets: For streams in a browser, with a key if several processes serve the same clients.
         registry: What `/metrics` shows; by default prometheus-client's own.
+
+    With the extra `console` installed, the console is at `/console`.
 
     Raises:
         ConfigurationError: There is no connection string, or one that cannot be read.
@@ -105,4 +108,9 @@ def create_app(
     app.include_router(
         create_health_router(store=store, redis_url=redis_url, authorize_metrics=authorize, registry=registry)
     )
+    if find_spec("jinja2") is not None:
+        from observability.console import create_console_router
+
+        console = create_console_router(tokens=authorize, store=store, streams=streams)
+        app.include_router(console)
     return app

@@ -194,8 +194,8 @@ def route_class(refusals: Refusals) -> type[APIRoute]:
             async def guarded(request: Request) -> Response:
                 try:
                     _check_site(request)
-                    _check_length(request)
-                    response = await handle(Request(request.scope, _limited(request.receive)))
+                    check_length(request)
+                    response = await handle(Request(request.scope, limited_body(request.receive)))
                 # Whatever it is, no detail of it may get out.
                 except Exception as exc:  # noqa: BLE001 - logged and answered with a problem
                     answer = response_to(exc)
@@ -228,13 +228,19 @@ def _check_site(request: Request) -> None:
         raise HTTPException(403, "Another site may not do this with your cookies.")
 
 
-def _check_length(request: Request) -> None:
+def check_length(request: Request) -> None:
+    """Refuse a body that says that it is too long.
+
+    Raises:
+        HTTPException: 413.
+    """
     length = request.headers.get("content-length")
     if length is not None and length.isdecimal() and int(length[:20]) > BODY_BYTES:
         raise _too_long()
 
 
-def _limited(receive: Receive) -> Receive:
+def limited_body(receive: Receive) -> Receive:
+    """Return what receives a body and refuses the rest of one that is too long."""
     taken = 0
 
     async def limited() -> Message:

@@ -1,0 +1,48 @@
+// What the pages do better with JavaScript: new errors are announced and shown as they arrive.
+// Without it everything works by loading the page again.
+"use strict";
+
+(function () {
+  const region = document.getElementById("live");
+  if (!region || !window.EventSource) {
+    return;
+  }
+  let count = 0;
+  let timer = null;
+
+  function announce() {
+    const link = document.createElement("a");
+    link.href = region.dataset.here;
+    link.textContent = "Show";
+    const what = count === 1 ? "1 new error. " : count + " new errors. ";
+    region.replaceChildren(document.createTextNode(what), link);
+  }
+
+  // Nothing is exchanged under the hands of somebody who is in the list, or on a later page.
+  function refresh() {
+    timer = null;
+    const list = document.getElementById("list");
+    if (!window.htmx || region.dataset.first !== "yes" || list.contains(document.activeElement)) {
+      return;
+    }
+    window.htmx.ajax("GET", region.dataset.here, { target: "#list", select: "#list", swap: "outerHTML" });
+  }
+
+  function arrived() {
+    count += 1;
+    announce();
+    if (timer === null) {
+      timer = window.setTimeout(refresh, 500);
+    }
+  }
+
+  const source = new EventSource(region.dataset.live);
+  source.addEventListener("system_error", arrived);
+  source.addEventListener("reset", arrived);
+  source.addEventListener("open", function () {
+    region.dataset.connected = "yes";
+  });
+  window.addEventListener("pagehide", function () {
+    source.close();
+  });
+})();
