@@ -39,7 +39,14 @@ Operation = Literal["put", "put_writes", "get_tuple", "list", "flush", "flush_in
 _OF_THE_FLUSHER = ("flush", "flush_in_background")
 
 # Shown as 0 from the start: of a sample that appears with its first event, Prometheus sees no rise.
-CRITICAL_EVENTS = ("flush.failed", "put.failed", "dead_letter.added", "checkpoint.lost", "buffer.abandoned")
+CRITICAL_EVENTS = (
+    "flush.failed",
+    "put.failed",
+    "put.refused",
+    "dead_letter.added",
+    "checkpoint.lost",
+    "buffer.abandoned",
+)
 """The names of the critical events of the saver's own."""
 
 # The application can emit events of its own, under any names; this bounds how many samples they make.

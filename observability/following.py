@@ -2,10 +2,11 @@
 
 Rows get their ids before they are to be seen: a transaction that takes longer shows its row after rows with higher
 ids. Going on from the highest id seen would lose it. So each look asks for all ids above a *floor* that were not seen
-yet, and the floor rises to an id only when no row below it can still appear. That is known from the snapshots of two
-looks: the first, that saw the id, says which transactions had begun by then; once a later one says that all of them
-have ended, the rows that it shows below the id are all that there will ever be. Between taking an id and getting a
-transaction number lies a moment within one statement, for which the floor also stays behind by ten seconds.
+yet, and the floor rises to an id only when no row below it can still appear. Who inserts holds a lock on the table,
+from before the id is taken until the transaction has ended. So each look also asks who holds one, the *writers*: the
+floor may rise to the highest id of a look once a later look finds none of its writers any more, and the look after
+that, which sees all that they have committed, has been taken. For an id that was taken without an insert, and on a
+standby, which has no such locks, the floor stays behind by ten seconds besides.
 
 What is found in one look is in the order in which it was created. A line that arrives late, such as one that an
 outage held back, is delivered when it arrives; its `created_at` says when it was written.
@@ -75,18 +76,17 @@ def errors_source(filters: Filters) -> Source:
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """What one look saw: the rows, and of its snapshot the oldest running and the next transaction."""
+    """What one look saw: the rows, and the transactions that were writing to the table after that."""
 
     rows: list[Row]
-    oldest_running: int
-    next_transaction: int
+    writers: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
 class _Mark:
     at: float
     highest_id: int
-    next_transaction: int
+    writers: frozenset[str]
 
 
 class Following:
@@ -103,6 +103,7 @@ class Following:
         self._floor: int | None = None
         self._seen: set[int] = set()
         self._marks: deque[_Mark] = deque()
+        self._last_writers: frozenset[str] | None = None
         self._is_full = False
 
     @property
@@ -111,7 +112,7 @@ class Following:
         return 0.0 if self._is_full else _POLL_SECONDS
 
     def look(self) -> Statement[Looked]:
-        """Return what to ask: one statement, so that the rows and the snapshot belong together."""
+        """Return what to ask: one statement, so that the writers are those after its snapshot, and not before."""
         start = self._floor is None
         conditions = [*self._source.conditions]
         params = {**self._source.params, "limit": self._limit()}
@@ -120,10 +121,13 @@ class Following:
             params |= {"floor": self._floor, "seen": sorted(self._seen)}
         where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
         sql = f"""
-            SELECT now.oldest_running, now.next_transaction, found.* FROM (
-                SELECT pg_snapshot_xmin(snapshot)::text::bigint AS oldest_running,
-                       pg_snapshot_xmax(snapshot)::text::bigint AS next_transaction
-                FROM pg_current_snapshot() AS snapshot
+            SELECT now.writers, found.* FROM (
+                SELECT ARRAY(
+                    SELECT DISTINCT virtualtransaction FROM pg_locks
+                    WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND granted
+                        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+                        AND relation = to_regclass('{self._source.table}')
+                ) AS writers
             ) AS now LEFT JOIN LATERAL (
                 SELECT {self._source.columns} FROM {self._source.table} {where}
                 ORDER BY id {"DESC" if start else ""} LIMIT %(limit)s
@@ -150,17 +154,20 @@ class Following:
         self._seen.update(ids)
         if not self._is_full:
             # A page that was cut may have left out some below its highest id.
-            self._rise(looked, now)
+            self._rise(now)
         if ids:
-            self._marks.append(_Mark(now, max(ids), looked.next_transaction))
-        ordered = sorted(looked.rows, key=lambda row: (row["created_at"] is not None, row["created_at"], row["id"]))
-        return ordered[len(ordered) - min(self._lines, len(ordered)) :] if first else ordered
+            self._marks.append(_Mark(now, max(ids), looked.writers))
+        self._last_writers = looked.writers
+        # At the start they come from the highest id down.
+        rows = looked.rows[: self._lines] if first else looked.rows
+        return sorted(rows, key=lambda row: (row["created_at"] is not None, row["created_at"], row["id"]))
 
-    def _rise(self, looked: Looked, now: float) -> None:
+    def _rise(self, now: float) -> None:
         floor = self._floor or 0
         while self._marks:
             mark = self._marks[0]
-            if now < mark.at + _LATE_SECONDS or looked.oldest_running < mark.next_transaction:
+            # Those that the last look still found may have committed after this one's snapshot.
+            if now < mark.at + _LATE_SECONDS or self._last_writers is None or mark.writers & self._last_writers:
                 break
             floor = max(floor, mark.highest_id)
             self._marks.popleft()
@@ -173,10 +180,10 @@ class Following:
 
 
 def _read(rows: list[Row]) -> Looked:
-    oldest, following = rows[0]["oldest_running"], rows[0]["next_transaction"]
+    writers = frozenset(rows[0]["writers"])
     for row in rows:
-        del row["oldest_running"], row["next_transaction"]
-    return Looked([row for row in rows if row["id"] is not None], oldest, following)
+        del row["writers"]
+    return Looked([row for row in rows if row["id"] is not None], writers)
 
 
 class _Runner:

@@ -95,6 +95,9 @@ def test_what_waits_is_told_with_its_age_for_every_prefix_of_the_database(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     put_one(saver, "one")
+    with redis.Redis.from_url(redis_url) as client:
+        begun = client.time()
+        wait_until(lambda: client.time() > (begun[0], begun[1] + 2_000))  # ages are in milliseconds
     put_one(saver, "two")
     other = BufferOptions(prefix="not-used-yet")
     report = diagnose(postgres_uri, redis_url, options=other)

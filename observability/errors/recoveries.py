@@ -16,8 +16,9 @@ gets here. Nothing is ever resolved that was lost, and nothing of a thread that 
 What only a person can tell has no key: losses, replaced values, a dropped dead letter, hooks, the application's errors.
 
 The recovery is stored first, in a transaction of its own, and a row too; what resolves comes after both. So of a row
-and its recovery that arrive at the same time, the later one sees the other. Groups are locked before their rows, as by
-everybody who changes both. Not here: when any of it is done.
+and its recovery that arrive at the same time, the later one sees the other; of a process that is killed in between,
+`resolve_missed` finds what it has left. Groups are locked before their rows, as by everybody who changes both. Not
+here: when any of it is done.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
     from checkpointer.events import CheckpointEvent
 
-__all__ = ["RECOVERIES", "RecoveryTable", "recovery_key", "recoveries_of", "resolve_arrived"]
+__all__ = ["RECOVERIES", "RecoveryTable", "recovery_key", "recoveries_of", "resolve_arrived", "resolve_missed"]
 
 _OF_A_FLUSH = {"flush.failed", "flush.incomplete", "put.unconfirmed", "put.unacknowledged"}
 _KEY_BYTES = 500
@@ -130,10 +131,10 @@ ON CONFLICT (recovery_key) DO UPDATE
     WHERE excluded.recovered_at > known.recovered_at
 """
 
-# What a key's recovery explains. Whoever has lost something in between is looked at by a person.
-_EXPLAINED = """
+# What recoveries explain. A thread that has lost something in between is left to a person.
+_OVER = """
 FROM system_errors e JOIN system_error_recoveries r USING (recovery_key)
-WHERE e.recovery_key = ANY(%s) AND e.resolved_at IS NULL AND e.outcome IS DISTINCT FROM 'lost'
+WHERE e.resolved_at IS NULL AND e.outcome IS DISTINCT FROM 'lost'
     AND coalesce(e.last_seen_at, e.created_at) <= r.recovered_at
     AND NOT EXISTS (
         SELECT FROM system_errors l
@@ -141,6 +142,10 @@ WHERE e.recovery_key = ANY(%s) AND e.resolved_at IS NULL AND e.outcome IS DISTIN
             AND coalesce(l.last_seen_at, l.created_at) BETWEEN e.created_at AND r.recovered_at
     )
 """
+
+_EXPLAINED = f"{_OVER} AND e.recovery_key = ANY(%s)"
+
+_MISSED = f"SELECT DISTINCT e.recovery_key {_OVER} LIMIT 1000"
 
 _FIND = f"SELECT DISTINCT e.fingerprint {_EXPLAINED}"
 
@@ -199,3 +204,13 @@ def resolve_arrived(connection: psycopg.Connection[Any], keys: Collection[str]) 
             # First: whoever holds a group's lock sees all of its rows, those apart that are then counted as later ones.
             cursor.execute(_LOCK, [found])
             cursor.execute(_RESOLVE.encode(), [asked, found])
+
+
+def resolve_missed(connection: psycopg.Connection[Any]) -> None:
+    """Resolve what a process that was killed at the wrong moment has left: stored, and not yet looked at.
+
+    Args:
+        connection: In autocommit mode.
+    """
+    keys = connection.execute(_MISSED.encode()).fetchall()
+    resolve_arrived(connection, {key for (key,) in keys})

@@ -32,6 +32,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from checkpointer.hooks import renew_in_child
+from observability.errors.recoveries import resolve_missed
 from observability.links import deadline
 
 if TYPE_CHECKING:
@@ -133,10 +134,15 @@ def run(conn: psycopg.Connection[Any], *, actor: str = "system", stop: threading
 
 
 def run_if_due(conn: psycopg.Connection[Any], *, stop: threading.Event | None = None) -> dict[str, int] | None:
-    """As `run`, unless some process has begun it within the last hour: then nothing is done, and None returned."""
-    with conn.cursor() as cursor, deadline(conn, _STATEMENT_SECONDS):
-        is_ours = cursor.execute(_CLAIM).fetchone() is not None
-    return run(conn, stop=stop) if is_ours else None
+    """As `run`, unless some process has begun it within the last hour: then nothing is done, and None returned.
+
+    It also resolves the errors that are over and were missed.
+    """
+    with deadline(conn, _STATEMENT_SECONDS):
+        if conn.execute(_CLAIM).fetchone() is None:
+            return None
+        resolve_missed(conn)
+    return run(conn, stop=stop)
 
 
 def _what_was_done(counts: Mapping[str, int]) -> dict[str, int]:

@@ -17,6 +17,7 @@ from checkpointer.events import CheckpointEvent
 from checkpointer.hooks import Hooks, load_hook
 from observability import Observability
 from observability.errors.recoveries import recoveries_of, recovery_key
+from observability.errors.retention import run_if_due
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -130,6 +131,22 @@ def test_another_threads_recovery_resolves_nothing_and_leaves_the_group_open(
     tell(target, recovered(20.0, "t2"))
     (group,) = groups(context)
     assert (group["status"], group["resolved_at"]) == ("resolved", NOW + timedelta(seconds=20))
+
+
+def test_what_a_killed_process_has_stored_and_not_resolved_is_resolved_within_the_hour(
+    target: Observability, context: HookContext, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was killed after it had stored the recovery, or the error, and before it resolved anything."""
+    with monkeypatch.context() as patch:
+        for module in ("ingest", "recoveries"):
+            patch.setattr(f"observability.errors.{module}.resolve_arrived", lambda connection, keys: None)
+        tell(
+            target, failed(0.0), recovered(10.0), failed(20.0), failed(0.0, "u"), failed(0.0, "v"), recovered(1.0, "v")
+        )
+    assert [row["resolved_by"] for row in rows(context)] == [None] * 4
+    with context.connect_postgres() as connection:
+        assert run_if_due(connection) is not None
+    assert [row["resolved_by"] for row in rows(context)] == ["system", None, None, "system"]
 
 
 def test_another_prefix_has_other_threads(target: Observability, context: HookContext, rows: Rows) -> None:
