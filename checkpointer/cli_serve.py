@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 
 from checkpointer import cli_output, search_path
@@ -65,7 +66,7 @@ def add_commands(
         redis_url: Annotated[str | None, redis_option] = None,
         in_schema: Annotated[str | None, schema_option] = None,
     ) -> None:
-        """Serve errors, thread logs and live events over HTTP, until SIGTERM or SIGINT.
+        """Serve the console, errors, thread logs and live events over HTTP, until SIGTERM or SIGINT.
 
         CHECKPOINTER_ADMIN_TOKEN is a bearer token with every scope; `checkpointer tokens` makes others.
         """
@@ -135,6 +136,16 @@ def _cell(value: Any) -> Any:
     return ", ".join(value) if isinstance(value, list) else value
 
 
+def _tell_console(address: tuple[Any, ...]) -> None:
+    """Say where the console is, of a server that listens there."""
+    log = logging.getLogger("checkpointer")
+    if find_spec("jinja2") is None:
+        log.info('there is no console: pip install "langgraph-checkpoint-buffered[console]"')
+        return
+    host, port = address[:2]
+    log.info("the console is at http://%s:%d/console/", f"[{host}]" if ":" in host else host, port)
+
+
 def _serve(
     host: str, port: int, proxies: str | None, prefix: str, uri: str | None, redis_url: str | None, schema: str | None
 ) -> None:
@@ -152,6 +163,11 @@ def _serve(
     streams = Streams()
 
     class Server(uvicorn.Server):
+        async def startup(self, *args: Any, **more: Any) -> None:
+            await super().startup(*args, **more)
+            for running in self.servers:
+                _tell_console(running.sockets[0].getsockname())
+
         def handle_exit(self, sig: int, frame: Any) -> None:
             # Before it waits for the open responses, of which streams would not end.
             streams.end()

@@ -2,6 +2,26 @@
 // Without it everything works by loading the page again.
 "use strict";
 
+// A link `.../console/#token=TOKEN` signs in. What stands after # is sent to no server and in no Referer; it is taken
+// out of the address, and so out of the history, before anything else happens.
+(function () {
+  const name = "#token=";
+  if (!window.location.hash.startsWith(name)) {
+    return;
+  }
+  const given = window.location.hash.slice(name.length);
+  window.history.replaceState(null, "", window.location.pathname + window.location.search);
+  const field = document.querySelector("#sign-in input[name=token]");
+  if (field === null) {
+    return;
+  }
+  field.value = decodeURIComponent(given);
+  // A link on another site must not sign anybody in as somebody else unasked.
+  if (field.form.dataset.unasked === "yes") {
+    field.form.requestSubmit();
+  }
+})();
+
 (function () {
   const region = document.getElementById("live");
   if (!region || !window.EventSource) {
