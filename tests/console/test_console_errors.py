@@ -7,8 +7,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import forms_of, text_of
 from planting import NOON, plant
+from visits import forms_of, text_of
 
 from observability.console.traces import fold
 from observability.errors import reading
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import psycopg
-    from conftest import Visit
     from fastapi import FastAPI
+    from visits import Visit
 
     Connection = psycopg.Connection[Any]
 

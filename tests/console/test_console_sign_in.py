@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import forms_of
 from fastapi.routing import APIRoute
 from planting import plant
+from visits import forms_of
 
 from observability.api import BearerTokens, Store
 from observability.console import Sessions, create_console_router
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import psycopg
-    from conftest import Visit
     from fastapi import FastAPI
+    from visits import Visit
 
     Connection = psycopg.Connection[Any]
 
