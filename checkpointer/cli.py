@@ -24,6 +24,7 @@ from redis.exceptions import RedisClusterException, RedisError
 
 from checkpointer import (
     cli_dead_letters,
+    cli_demo,
     cli_errors,
     cli_flush,
     cli_logs,
@@ -231,6 +232,7 @@ def _app() -> "typer.Typer":
     cli_queries.add_commands(app, common)
     app.add_typer(cli_dead_letters.make_app(common), name="dead-letters")
     cli_serve.add_commands(app, connect, cli_output.print_table)
+    cli_demo.add_commands(app)
     return app
 
 
