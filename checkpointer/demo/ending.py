@@ -47,7 +47,9 @@ class Ending:
                     os.write(2, _SAID)
 
         for number in _SIGNALS:
-            signal.signal(number, ask)
+            # What is ignored stays so: SIGHUP under nohup, SIGINT in the background of a script.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, ask)
 
     def ignore_signals(self) -> None:
         """Let the process come to its end, whatever comes."""

@@ -78,7 +78,7 @@ class Terminal:
                 label, style = _LABELS[line.kind]
                 shown = Text(f"{label:>{_INDENT - 2}}  ", style=style)
                 self._console.print(shown.append(self._folded(line.kind, words), style=self._style(line.kind, style)))
-            self._flush()
+            sys.stdout.flush()
 
     def _folded(self, kind: Kind, words: str) -> str:
         """Break between words; never what somebody may want to copy."""
@@ -91,7 +91,3 @@ class Terminal:
     @staticmethod
     def _style(kind: Kind, of_label: str) -> str:
         return of_label if kind in ("fault", "output", "failed") else ""
-
-    @staticmethod
-    def _flush() -> None:
-        sys.stdout.flush()

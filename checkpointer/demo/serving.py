@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from checkpointer.embedded import Servers
 
-__all__ = ["Console", "serving"]
+__all__ = ["Console", "listening", "serving"]
 
 _HOST = "127.0.0.1"
 _START_SECONDS = 30.0
@@ -68,43 +68,47 @@ class Console:
 
 
 @contextlib.contextmanager
-def serving(servers: Servers, port: int) -> Iterator[Console]:
+def serving(servers: Servers, listener: socket.socket) -> Iterator[Console]:
     """Serve.
 
     Args:
         servers: What the console shows; the tables have to be there.
-        port: Where to listen; 0 for any free port.
+        listener: Where to listen; it stays open.
 
     Raises:
-        ConfigurationError: The port is taken.
         CheckpointerError: It did not start.
     """
     token = secrets.token_urlsafe(32)
     streams = Streams()
-    with _listening(port) as listener:
-        app = create_app(
-            postgres_uri=servers.postgres_uri, redis_url=servers.redis_url, admin_token=token, streams=streams
-        )
-        config = uvicorn.Config(
-            app, access_log=False, server_header=False, log_config=None, timeout_graceful_shutdown=_GRACE_SECONDS
-        )
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="console", daemon=True)
-        thread.start()
-        try:
-            deadline = time.monotonic() + _START_SECONDS
-            while not server.started:
-                if not thread.is_alive() or time.monotonic() > deadline:
-                    raise CheckpointerError("The console did not start.")
-                time.sleep(0.01)
-            yield Console(f"http://{_HOST}:{listener.getsockname()[1]}", token)
-        finally:
-            streams.end()
-            server.should_exit = True
-            thread.join(_START_SECONDS)
+    app = create_app(postgres_uri=servers.postgres_uri, redis_url=servers.redis_url, admin_token=token, streams=streams)
+    config = uvicorn.Config(
+        app, access_log=False, server_header=False, log_config=None, timeout_graceful_shutdown=_GRACE_SECONDS
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="console", daemon=True)
+    thread.start()
+    try:
+        deadline = time.monotonic() + _START_SECONDS
+        while not server.started:
+            if not thread.is_alive() or time.monotonic() > deadline:
+                raise CheckpointerError("The console did not start.")
+            time.sleep(0.01)
+        yield Console(f"http://{_HOST}:{listener.getsockname()[1]}", token)
+    finally:
+        streams.end()
+        server.should_exit = True
+        thread.join(_START_SECONDS)
 
 
-def _listening(port: int) -> socket.socket:
+def listening(port: int) -> socket.socket:
+    """Take a port.
+
+    Args:
+        port: Its number; 0 for any free one.
+
+    Raises:
+        ConfigurationError: It is taken, or is not for everybody.
+    """
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

@@ -17,11 +17,12 @@ from checkpointer.demo.ending import EndedError
 from checkpointer.demo.narration import Line
 from checkpointer.demo.proof import prove
 from checkpointer.demo.scenes import SCENES
-from checkpointer.demo.serving import serving
+from checkpointer.demo.serving import listening, serving
 from checkpointer.demo.stage import NotSoError, Stage
 from checkpointer.saver import BufferedPostgresSaver
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
@@ -69,9 +70,11 @@ def tell_story(
     well = True
     with (
         contextlib.suppress(EndedError),
+        # Taken first: else a port that is taken would be found out late.
+        listening(port) as listener,
         embedded.servers() as servers,
         private_environment(servers) as folder,
-        _prepared(servers, tell, ending, pace, port, folder) as stage,
+        _prepared(servers, tell, ending, pace, listener, folder) as stage,
     ):
         _introduce(stage)
         if open_browser:
@@ -107,14 +110,16 @@ def private_environment(servers: Servers) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _prepared(servers: Servers, tell: Tell, ending: Ending, pace: float, port: int, folder: Path) -> Iterator[Stage]:
+def _prepared(
+    servers: Servers, tell: Tell, ending: Ending, pace: float, listener: socket.socket, folder: Path
+) -> Iterator[Stage]:
     """Make the stage, with tables, console and audience."""
     ending.check()
     with BufferedPostgresSaver.from_conn_string(servers.postgres_uri, redis_url=servers.redis_url) as saver:
         saver.setup()
     ending.check()
     with contextlib.ExitStack() as stack:
-        console = stack.enter_context(serving(servers, port))
+        console = stack.enter_context(serving(servers, listener))
         audience = stack.enter_context(Audience(servers))
         yield Stage(servers, console, audience, tell, ending, pace, folder)
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["WorkerProcess"]
 
 _END_SECONDS = 20.0
+_ARGUMENTS = ("--flush-age", "0.2", "--drain-timeout", f"{_END_SECONDS / 2:g}")
 
 
 class WorkerProcess:
@@ -36,7 +37,7 @@ class WorkerProcess:
         self._log = folder / f"{name}.log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "checkpointer.demo.tether", "worker", "--flush-age", "0.2"],
+                [sys.executable, "-m", "checkpointer.demo.tether", "worker", *_ARGUMENTS],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -74,6 +75,14 @@ class WorkerProcess:
         self._process.wait(_END_SECONDS)
 
     def drain(self) -> int:
-        """Ask it to flush what is left and to end; returns its exit code, 0 if all is in Postgres."""
+        """Ask it to flush what is left and to end.
+
+        Returns:
+            Its exit code: 0 if all is in Postgres, negative if it had to be killed.
+        """
         self._process.send_signal(signal.SIGTERM)
-        return self._process.wait(_END_SECONDS)
+        try:
+            return self._process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return self._process.returncode
