@@ -65,6 +65,7 @@ def create_app(
     streams = streams or Streams()
     tickets = tickets or Tickets()
     postgres_uri = postgres_uri or os.environ.get("POSTGRES_URI") or None
+    schema = schema or os.environ.get("CHECKPOINTER_SCHEMA") or None
     store = Store(postgres_uri, schema=schema)
     authorize = BearerTokens(store, admin_token=admin_token)
     target = open_target(postgres_uri, redis_url, prefix=prefix, schema=schema)
@@ -109,8 +110,10 @@ def create_app(
         create_health_router(store=store, redis_url=redis_url, authorize_metrics=authorize, registry=registry)
     )
     if find_spec("jinja2") is not None:
+        from checkpointer.inspection import Inspector
         from observability.console import create_console_router
 
-        console = create_console_router(tokens=authorize, store=store, streams=streams)
-        app.include_router(console)
+        assert postgres_uri is not None  # the store would have refused
+        inspector = Inspector(postgres_uri, redis_url, prefix=prefix, schema=schema)
+        app.include_router(create_console_router(tokens=authorize, store=store, streams=streams, inspector=inspector))
     return app

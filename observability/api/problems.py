@@ -17,7 +17,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from checkpointer.errors import CheckpointerError, ConfigurationError, NotSetUpError, StoreUnavailableError
+from checkpointer.errors import (
+    CheckpointerError,
+    ConfigurationError,
+    FlushIncompleteError,
+    InvalidConfigError,
+    NotSetUpError,
+    StoreUnavailableError,
+    TierUnavailableError,
+    UnknownDeadLetterError,
+)
 from checkpointer.events import describe_error
 from observability.api.limits import Window, client_key
 from observability.errors.acting import note
@@ -123,12 +132,18 @@ def response_to(exc: Exception) -> JSONResponse | None:
         return problem(exc.status_code, detail, headers=dict(exc.headers or {}))
     if isinstance(exc, InvalidCursorError):
         return problem(400, str(exc), code="invalid_cursor")
-    if isinstance(exc, ConfigurationError):
+    if isinstance(exc, ConfigurationError | InvalidConfigError):
         return problem(422, str(exc), code="invalid_request")
     if isinstance(exc, NotSetUpError):
         return problem(503, str(exc), code="not_set_up", headers={"Retry-After": str(_RETRY_SECONDS)})
     if isinstance(exc, StoreUnavailableError):
         return problem(503, str(exc), code="store_unavailable", headers={"Retry-After": str(_RETRY_SECONDS)})
+    if isinstance(exc, TierUnavailableError):
+        return problem(503, str(exc), code="buffer_unavailable", headers={"Retry-After": str(_RETRY_SECONDS)})
+    if isinstance(exc, FlushIncompleteError):
+        return problem(409, str(exc), code="flush_incomplete")
+    if isinstance(exc, UnknownDeadLetterError):
+        return problem(404, str(exc), code="unknown_dead_letter")
     return None
 
 

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Path, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import ValidationError
-from starlette.datastructures import QueryParams
 from starlette.responses import Response
 
 from checkpointer.errors import ConfigurationError
@@ -20,6 +18,7 @@ from checkpointer.events import SEVERITIES
 from observability.api.feed import ErrorFeed
 from observability.api.models import ErrorQuery, GroupQuery
 from observability.api.streams import Streams
+from observability.console.filters import checked, given_in
 from observability.console.pages import Form, Pages, how, part
 from observability.console.traces import fold
 from observability.errors import acting, reading
@@ -33,8 +32,6 @@ Fingerprint = Annotated[str, Path(min_length=1, max_length=1_000)]
 _ROWS = 50
 _LONGEST_NOTES = 4_000
 _MUTES = {"1": "an hour", "24": "a day", "168": "a week", "": "ever"}
-_LISTS = ("severity", "status")
-_TIMES = ("since", "until")
 
 
 def add_pages(router: APIRouter, pages: Pages, feed: ErrorFeed, streams: Streams) -> None:
@@ -44,7 +41,7 @@ def add_pages(router: APIRouter, pages: Pages, feed: ErrorFeed, streams: Streams
     @router.get("/errors")
     async def list_errors(request: Request) -> Response:
         visitor = await pages.visitor(request)
-        given = _given(request.query_params)
+        given = given_in(request.query_params)
         asked = _errors_asked(given)
         page = await store.run(reading.find(asked.filters(asked.state), limit=_ROWS, cursor=asked.cursor))
         return pages.render(
@@ -54,14 +51,14 @@ def add_pages(router: APIRouter, pages: Pages, feed: ErrorFeed, streams: Streams
     @router.get("/errors/resolve")
     async def ask_resolve_many(request: Request) -> Response:
         visitor = await pages.visitor(request, "resolve")
-        given = _narrowing(_given(request.query_params))
+        given = _narrowing(given_in(request.query_params))
         act = acting.bulk_resolve(_errors_asked(given).filters(), actor=visitor.principal.name, dry_run=True)
         return pages.render(request, "resolve_many", visitor=visitor, outcome=await store.run(act), given=given)
 
     @router.post("/errors/resolve")
     async def resolve_many(request: Request) -> Response:
         visitor, fields = await pages.form(request)
-        given = _narrowing(_given(request.query_params))
+        given = _narrowing(given_in(request.query_params))
         act = acting.bulk_resolve(_errors_asked(given).filters(), actor=visitor.principal.name, notes=_notes(fields))
         outcome = await store.run(acting.by_way_of(how(visitor, request), act))
         return pages.render(request, "resolved_many", visitor=visitor, outcome=outcome, given=given)
@@ -117,10 +114,10 @@ def add_pages(router: APIRouter, pages: Pages, feed: ErrorFeed, streams: Streams
     @router.get("/groups")
     async def list_groups(request: Request) -> Response:
         visitor = await pages.visitor(request)
-        given = _given(request.query_params)
+        given = given_in(request.query_params)
         if "status" not in request.query_params:
             given["status"] = ["unresolved", "regressed"]
-        asked = _checked(GroupQuery, given)
+        asked = checked(GroupQuery, given)
         page = await store.run(
             reading.groups(
                 statuses=asked.status,
@@ -169,39 +166,13 @@ def _worst_first() -> list[str]:
     return list(reversed(SEVERITIES))
 
 
-def _given(params: QueryParams) -> dict[str, Any]:
-    """Return what a form with filters has sent, without the fields that were left empty."""
-    given: dict[str, Any] = {name: value.strip() for name, value in params.items() if value.strip()}
-    for name in _LISTS:
-        if values := [value for value in params.getlist(name) if value]:
-            given[name] = values
-    for name in _TIMES:
-        # Fields for times have no zone; the labels say UTC.
-        if name in given:
-            try:
-                found = datetime.fromisoformat(given[name])
-            except ValueError:
-                raise HTTPException(422, f"{name}: give a time such as 2026-01-31T12:00.") from None
-            given[name] = (found if found.tzinfo else found.replace(tzinfo=UTC)).isoformat()
-    return given
-
-
 def _narrowing(given: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name not in ("state", "cursor")}
 
 
 def _errors_asked(given: dict[str, Any]) -> ErrorQuery:
-    asked: ErrorQuery = _checked(ErrorQuery, given)
+    asked: ErrorQuery = checked(ErrorQuery, given)
     return asked
-
-
-def _checked(model: Any, given: dict[str, Any]) -> Any:
-    try:
-        return model.model_validate(given)
-    except ValidationError as exc:
-        first = exc.errors()[0]
-        where = ".".join(str(piece) for piece in first["loc"])
-        raise HTTPException(422, f"{where}: {first['msg']}.") from None
 
 
 def _notes(fields: Form) -> str | None:

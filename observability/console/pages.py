@@ -10,9 +10,11 @@ import json
 import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
+import anyio
+import anyio.to_thread
 import jinja2
 from fastapi import HTTPException
 from fastapi.routing import APIRoute
@@ -26,6 +28,7 @@ from observability.api.problems import Refusals, check_length, limited_body, rem
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
 
+    from checkpointer.inspection import Inspector
     from observability.api.authentication import BearerTokens
     from observability.api.principals import Principal
     from observability.api.store import Store
@@ -36,7 +39,12 @@ __all__ = ["COOKIE", "Form", "Pages", "SignInNeededError", "Visitor", "how", "pa
 
 logger = logging.getLogger("checkpointer.observability")
 
+T = TypeVar("T")
+
 COOKIE = "checkpointer_session"
+
+# Questions that wait at the same time, each in a thread.
+_AT_ONCE = 8
 
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -54,6 +62,7 @@ _TITLES = {
     401: "Sign in first",
     403: "Not allowed",
     404: "Not found",
+    409: "Not now",
     413: "Too long",
     422: "This cannot be used",
     429: "Too many attempts",
@@ -94,13 +103,23 @@ class Pages:
         store: Has the errors.
         tokens: Says what a token is worth.
         sessions: Who has signed in.
+        inspector: Knows of threads and dead letters; None if nobody does.
     """
 
-    def __init__(self, base: str, store: Store, tokens: BearerTokens, sessions: Sessions) -> None:
+    def __init__(
+        self,
+        base: str,
+        store: Store,
+        tokens: BearerTokens,
+        sessions: Sessions,
+        inspector: Inspector | None,
+    ) -> None:
         self.base = base
         self.store = store
         self.tokens = tokens
         self.sessions = sessions
+        self.inspector = inspector
+        self._room = anyio.CapacityLimiter(_AT_ONCE)
         self._templates = jinja2.Environment(
             loader=jinja2.PackageLoader("observability.console"),
             autoescape=True,
@@ -108,8 +127,20 @@ class Pages:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._templates.filters |= {"plain": plain, "moment": moment, "ago": ago, "part": part, "pretty": pretty}
-        self._templates.globals["query"] = query
+        self._templates.filters |= {
+            "plain": plain,
+            "moment": moment,
+            "ago": ago,
+            "part": part,
+            "pretty": pretty,
+            "size": size,
+            "duration": duration,
+        }
+        self._templates.globals |= {"query": query, "has_buffer": inspector is not None}
+
+    async def ask(self, question: Callable[[], T]) -> T:
+        """Carry out what blocks; if the caller is cancelled it is not waited for."""
+        return await anyio.to_thread.run_sync(question, abandon_on_cancel=True, limiter=self._room)
 
     def base_of(self, request: Request) -> str:
         """Return the path of the console as the browser sees it."""
@@ -283,6 +314,24 @@ def ago(value: datetime | None, now: datetime) -> str:
         if seconds >= 2 * size:
             return f"{seconds // size} {unit} ago"
     return f"{seconds} s ago"
+
+
+def duration(seconds: float) -> str:
+    """Return how long something takes, to be read at a glance."""
+    for length, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+
+
+def size(count: int) -> str:
+    """Return a number of bytes, to be read at a glance."""
+    number = float(count)
+    for unit in ("B", "KB", "MB", "GB"):
+        if number < 1_000 or unit == "GB":
+            break
+        number /= 1_000
+    return f"{number:.0f} {unit}" if number >= 10 or unit == "B" else f"{number:.1f} {unit}"
 
 
 def part(value: object) -> str:

@@ -1,13 +1,15 @@
 """The routes of the console, put together: signing in and out, what is served as a file, and the pages.
 
-Not here: the pages themselves (`errors.py`).
+Not here: the pages themselves (`overview.py`, `errors.py`, `threads.py`, `dead_letters.py`, `audit.py`).
 """
 
 # No `from __future__ import annotations`: FastAPI reads them.
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, HTTPException, Request
 from starlette.responses import Response
@@ -18,10 +20,13 @@ from observability.api.limits import client_key
 from observability.api.problems import Refusals
 from observability.api.store import Store
 from observability.api.streams import Streams
-from observability.console import errors
+from observability.console import audit, dead_letters, errors, overview, threads
 from observability.console.pages import COOKIE, Pages, check_origin, how, page_class, read_form
 from observability.console.sessions import SECONDS, Sessions
 from observability.errors.acting import note
+
+if TYPE_CHECKING:
+    from checkpointer.inspection import Inspector
 
 _FILES = {
     "console.css": "text/css; charset=utf-8",
@@ -37,6 +42,7 @@ def create_console_router(
     store: Store | None = None,
     streams: Streams | None = None,
     sessions: Sessions | None = None,
+    inspector: "Inspector | None" = None,
     prefix: str = "/console",
 ) -> APIRouter:
     """Make the pages.
@@ -47,11 +53,13 @@ def create_console_router(
         store: Has the errors; by default one on POSTGRES_URI. It is closed when the application ends.
         streams: The application's open streams, to be ended before it shuts down.
         sessions: Who has signed in; give one with a key if several processes serve the same clients.
+        inspector: Knows of the buffer, threads and dead letters (`checkpointer.inspection.Inspector`); without it the
+            console is about errors alone. It is closed when the application ends.
         prefix: Where the pages are.
     """
     store = store or Store()
     streams = streams or Streams()
-    pages = Pages(prefix, store, tokens, sessions or Sessions())
+    pages = Pages(prefix, store, tokens, sessions or Sessions(), inspector)
     feed = ErrorFeed(store)
 
     @contextlib.asynccontextmanager
@@ -61,6 +69,8 @@ def create_console_router(
                 yield
             finally:
                 await feed.aclose()
+                if inspector is not None:
+                    await asyncio.to_thread(inspector.close)
 
     router = APIRouter(
         prefix=prefix,
@@ -69,10 +79,6 @@ def create_console_router(
         include_in_schema=False,
     )
     folder = files("observability.console") / "static"
-
-    @router.get("/")
-    async def home(request: Request) -> Response:
-        return pages.go(request, "/errors")
 
     @router.get("/static/{name}")
     async def static(name: str) -> Response:
@@ -125,7 +131,12 @@ def create_console_router(
         response.delete_cookie(COOKIE, path=pages.base_of(request), httponly=True, samesite="strict")
         return response
 
+    overview.add_pages(router, pages)
     errors.add_pages(router, pages, feed, streams)
+    if inspector is not None:
+        threads.add_pages(router, pages, inspector)
+        dead_letters.add_pages(router, pages, inspector)
+    audit.add_pages(router, pages)
     return router
 
 

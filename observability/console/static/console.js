@@ -1,4 +1,4 @@
-// What the pages do better with JavaScript: new errors are announced and shown as they arrive.
+// What the pages do better with JavaScript: a link signs in, and what is new is announced and shown as it arrives.
 // Without it everything works by loading the page again.
 "use strict";
 
@@ -20,6 +20,22 @@
   if (field.form.dataset.unasked === "yes") {
     field.form.requestSubmit();
   }
+})();
+
+// What is asked for again and again is not read aloud each time, but the answer is when it changes.
+(function () {
+  const news = document.getElementById("news");
+  if (news === null) {
+    return;
+  }
+  let last = document.getElementById("verdict").textContent;
+  document.body.addEventListener("htmx:afterSettle", function () {
+    const verdict = document.getElementById("verdict");
+    if (verdict !== null && verdict.textContent !== last) {
+      last = verdict.textContent;
+      news.textContent = last;
+    }
+  });
 })();
 
 (function () {
