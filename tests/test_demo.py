@@ -185,7 +185,7 @@ def test_two_at_once_tell_the_whole_story_and_the_console_shows_it(start: Callab
     with httpx.Client(base_url=url, timeout=60, follow_redirects=True, trust_env=False) as browser:
         assert browser.get("/console/errors").url.path == "/console/sign-in"
         page = browser.post("/console/sign-in", data={"token": token}, headers={"Origin": url})
-        assert (page.status_code, page.url.path) == (200, "/console/errors")
+        assert (page.status_code, page.url.path) == (200, "/console/")
         assert stays.process.poll() is None, "signed in while the story is told"
 
         stays.told("Ctrl-C ends the demo")

@@ -76,8 +76,8 @@ class Terminal:
                 self._console.print(Text(f"\n== {words} ==", style="bold"))
             else:
                 label, style = _LABELS[line.kind]
-                shown = Text(f"{label:>{_INDENT - 2}}  ", style=style)
-                self._console.print(shown.append(self._folded(line.kind, words), style=self._style(line.kind, style)))
+                shown = Text().append(f"{label:>{_INDENT - 2}}  ", style=style)
+                self._console.print(shown.append(self._folded(line.kind, words), style=_style(line.kind, style)))
             sys.stdout.flush()
 
     def _folded(self, kind: Kind, words: str) -> str:
@@ -88,6 +88,6 @@ class Terminal:
         width = max(self._width - _INDENT, 30)
         return f"\n{space}".join(textwrap.wrap(words, width, break_long_words=False, break_on_hyphens=False))
 
-    @staticmethod
-    def _style(kind: Kind, of_label: str) -> str:
-        return of_label if kind in ("fault", "output", "failed") else ""
+
+def _style(kind: Kind, of_label: str) -> str:
+    return of_label if kind in ("fault", "output", "failed") else ""

@@ -66,7 +66,8 @@ def calm(stage: Stage) -> None:
             "background thread brings them to Postgres, into LangGraph's own tables.",
         )
         stage.prove("saver.flush() says that all of it is in Postgres.", saver.flush())
-    stage.look("/", "the console, where nothing is wrong yet")
+    stage.look("/", "how it stands, with nothing wrong yet")
+    stage.look("/threads", "the threads; each has its timeline of checkpoints")
 
 
 def not_a_number(stage: Stage) -> None:
@@ -90,12 +91,12 @@ def not_a_number(stage: Stage) -> None:
         values = build_scorer(saver).get_state(config_of(thread)).values
         stored = f"score={values['score']}, details={values['details']}"
         stage.prove(f"The run completes; stored is {stored}.", values == expected)
-        path = f"{_ERRORS}?error_type=checkpoint_sanitized&limit=1"
+        path = f"{_ERRORS}?state=all&error_type=checkpoint_sanitized&limit=1"
         _wait_for_errors(stage, path, "the report of the NaN is there", lambda errors: errors)
     stage.count_events()
     stage.ask(path)
     stage.tell("say", 'It is a warning, with the path of each value. non_finite="keep" stores NaN as it is instead.')
-    stage.look("/errors?error_type=checkpoint_sanitized", "the warning; it stays open, so that you can resolve it")
+    stage.look("/errors?error_type=checkpoint_sanitized", "the warning; it stays open, for you to resolve")
 
 
 def postgres_away(stage: Stage) -> None:
@@ -125,7 +126,7 @@ def postgres_away(stage: Stage) -> None:
             not report and report.waiting,
         )
         stage.ask("/readyz")
-        stage.look("/", "the console, which says that Postgres is away")
+        stage.look("/", "how it stands while Postgres is away")
         stage.pause()
         stage.servers.postgres.start()
         stage.tell("say", "Postgres is started again. Nobody does anything else.")
@@ -137,12 +138,13 @@ def postgres_away(stage: Stage) -> None:
             stage,
             path,
             "the errors have arrived, and are resolved",
-            lambda errors: errors and all(error["resolved_by"] == "system" for error in errors),
+            lambda errors: errors and all(error["resolved_at"] for error in errors),
         )
     stage.count_events()
     stage.tell("say", "The errors happened while their table could not be written. They waited in Redis:")
     stage.ask(path)
     stage.look("/errors?state=all", "the outage, resolved by the recovery itself")
+    stage.look("/thread?thread=ann", "ann's thread, with the outage between its checkpoints")
 
 
 def poison(stage: Stage) -> None:
@@ -167,10 +169,10 @@ def poison(stage: Stage) -> None:
         (letter,) = saver.dead_letters.list()
         stage.tell("shell", "checkpointer dead-letters list")
         stage.tell("output", f"{letter.id}: {letter.kind} {letter.name} of {letter.thread_id}, {letter.error_message}")
-        path = f"{_ERRORS}?error_type=checkpoint_dead_letter"
+        path = f"{_ERRORS}?state=all&error_type=checkpoint_dead_letter"
         _wait_for_errors(stage, path, "the report of the dead letter is there", lambda errors: errors)
         stage.ask(path)
-        stage.look("/errors?error_type=checkpoint_dead_letter", "the critical error")
+        stage.look("/dead-letters", "the refused row, and what it holds (it is replayed in a moment)")
         stage.pause()
         with stage.postgres() as conn:
             faults.lift_limit(conn)
@@ -222,7 +224,7 @@ def worker_killed(stage: Stage) -> None:
         stage.ending.wait_for("the other worker has saved everything", lambda: stage.waiting_threads() == 0)
         seconds = time.monotonic() - killed_at
         stage.prove(f"{left.name} has saved everything {seconds:.1f} s later, and nobody had to do anything.", True)
-        path = f"{_ERRORS}?error_type=worker_killed"
+        path = f"{_ERRORS}?state=all&error_type=worker_killed"
         _wait_for_errors(stage, path, "the report of the killed worker is there", lambda errors: errors)
         stage.tell("say", "No checkpoint is in trouble. Whoever runs the workers can report it, by log_system_error:")
         stage.ask(path)
