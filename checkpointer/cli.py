@@ -2,8 +2,8 @@
 
 Not here: the groups of commands (`cli_*.py`), what the commands do (the modules that they call) and anything that the
 Python interface lacks.
-Every command reads `POSTGRES_URI` and `REDIS_URL`, or `--postgres-uri` and `--redis-url`, even one that needs
-only the first, so that one set of arguments fits all of them.
+Every command but `demo` reads `POSTGRES_URI` and `REDIS_URL`, or `--postgres-uri` and `--redis-url`, even one that
+needs only the first, so that one set of arguments fits all of them.
 
 `--schema` or `CHECKPOINTER_SCHEMA` names the Postgres schema of a saver that has one.
 
@@ -25,6 +25,7 @@ from redis.exceptions import RedisClusterException, RedisError
 
 from checkpointer import (
     cli_dead_letters,
+    cli_demo,
     cli_errors,
     cli_flush,
     cli_logs,
@@ -238,6 +239,7 @@ def _app() -> "typer.Typer":
     cli_queries.add_commands(app, common)
     app.add_typer(cli_dead_letters.make_app(common), name="dead-letters")
     cli_serve.add_commands(app, connect, cli_output.print_table)
+    cli_demo.add_commands(app)
     return app
 
 

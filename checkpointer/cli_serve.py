@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 
 from checkpointer import cli_output, search_path
@@ -67,7 +68,7 @@ def add_commands(
         redis_url: Annotated[str | None, redis_option] = None,
         in_schema: Annotated[str | None, schema_option] = None,
     ) -> None:
-        """Serve errors, thread logs and live events over HTTP, until SIGTERM or SIGINT.
+        """Serve the console, errors, thread logs and live events over HTTP, until SIGTERM or SIGINT.
 
         CHECKPOINTER_ADMIN_TOKEN is a bearer token with every scope; `checkpointer tokens` makes others.
         """
@@ -137,9 +138,22 @@ def _cell(value: Any) -> Any:
     return ", ".join(value) if isinstance(value, list) else value
 
 
-def _print_url(address: Sequence[Any]) -> None:
+def _url(address: Sequence[Any]) -> str:
     host, port = address[:2]
-    cli_output.print_json_line({"url": f"http://{f'[{host}]' if ':' in host else host}:{port}"})
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _print_url(address: Sequence[Any]) -> None:
+    cli_output.print_json_line({"url": _url(address)})
+
+
+def _tell_console(address: Sequence[Any]) -> None:
+    """Say where the console is, of a server that listens there."""
+    log = logging.getLogger("checkpointer")
+    if find_spec("jinja2") is None:
+        log.info('there is no console: pip install "langgraph-checkpoint-buffered[console]"')
+        return
+    log.info("the console is at %s/console/", _url(address))
 
 
 def _serve(
@@ -172,8 +186,11 @@ def _serve(
                 raise ConfigurationError(
                     f"The address {host}:{port} cannot be listened on: see the log above, --host and --port."
                 ) from exc
+            addresses = [running.sockets[0].getsockname() for running in self.servers]
             if tell is not None:
-                tell(self.servers[0].sockets[0].getsockname())
+                tell(addresses[0])
+            for address in addresses:
+                _tell_console(address)
 
         def handle_exit(self, sig: int, frame: Any) -> None:
             # Before it waits for the open responses, of which streams would not end.

@@ -114,6 +114,8 @@ class _Identity:
                 user=self.uid,
                 group=self.gid,
                 extra_groups=self.groups,
+                # Ctrl-C in a terminal is for the owner: killed by it, the check would say no.
+                start_new_session=True,
                 check=False,
             )
         except (OSError, subprocess.SubprocessError) as exc:

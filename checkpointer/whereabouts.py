@@ -19,9 +19,11 @@ from uuid import UUID
 from psycopg.rows import dict_row
 from redis.exceptions import RedisClusterException, RedisError
 
-from checkpointer.buffer.clients import pipelined
+from checkpointer.buffer.clients import pipelined, run_pipeline
+from checkpointer.buffer.commands import Commands, DirtyCheckpoint, decode_record
 from checkpointer.buffer.keys import KeyLayout
 from checkpointer.buffer.keys import field as field_name
+from checkpointer.flush.backlog import Backlog, measure
 from checkpointer.hooks import redis_client
 
 if TYPE_CHECKING:
@@ -30,8 +32,9 @@ if TYPE_CHECKING:
     from psycopg import Connection
 
     from checkpointer.buffer.places import SyncRedis
+    from checkpointer.records import CheckpointRow
 
-__all__ = ["Buffer", "Details", "Namespace", "Thread", "ThreadPage", "page", "show"]
+__all__ = ["Buffer", "Details", "Holdings", "Namespace", "Thread", "ThreadPage", "one", "page", "search", "show"]
 
 Where = Literal["postgres", "redis", "both", "unknown", "none"]
 
@@ -41,10 +44,15 @@ LARGEST_LIMIT = 500
 COUNTED = 10_000
 """Checkpoints beyond so many are not counted in a page."""
 
+SEARCHED = 2_000
+"""So many threads are looked through for one page of a search."""
+
 _PIECE = 10_000
 _SCANNED_AT_ONCE = 1_000
 _TIMEOUT = 3.0
 _NAMESPACES = 64
+_RECORDS = 20_000
+_CLEAN_TTL = 1.0  # of a command that keeps nothing
 
 # One index probe for each thread, whatever the length of their histories.
 _NAMES = """
@@ -196,6 +204,21 @@ class _InBuffer:
     head: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What Redis has of one namespace of a thread, by checkpoint id; of the latest 20,000 records.
+
+    Attributes:
+        waiting: Checkpoints that are not known to be in Postgres yet.
+        cached: Checkpoints that are kept for fast reads.
+        writes: How many pending writes of each checkpoint are not known to be in Postgres yet.
+    """
+
+    waiting: frozenset[str]
+    cached: frozenset[str]
+    writes: Mapping[str, int]
+
+
 @dataclass(slots=True)
 class Buffer:
     """The buffer of one application, as far as it can be asked.
@@ -288,6 +311,66 @@ class Buffer:
             return [_InBuffer(count, _moment(score), head and head.decode()) for count, score, head in triples]
         return None
 
+    def backlog(self) -> Backlog | None:
+        """Return how much waits, of all threads; None if Redis cannot be asked."""
+        layout = self._layout()
+        commands = Commands(layout, _CLEAN_TTL)
+
+        def read(keys: Sequence[bytes], command: str, *args: Any) -> list[Any]:
+            return self._read([(key, command, args) for key in keys])
+
+        with self._asking():
+            replies = run_pipeline(self._connected(), [commands.scan(p) for p in range(self.partitions)])
+            for reply in replies:
+                if isinstance(reply, Exception):
+                    raise reply
+            scanned = {p: (held, age / 1_000) for p, (age, held) in enumerate(replies) if age != -1}
+            return measure(read, scanned, layout)
+        return None
+
+    def holdings(self, thread_id: str, checkpoint_ns: str) -> Holdings | None:
+        """Return what Redis has of a thread's namespace; None if it cannot be asked."""
+        if self.trouble is not None:
+            return None
+        keys = self._layout().thread(thread_id)
+        with self._asking():
+            dirty, clean = self._read(
+                [(keys.order, "zrange", (0, _RECORDS - 1, True)), (keys.clean, "hkeys", ())]  # the latest first
+            )
+            writes: dict[str, int] = {}
+            for kind, checkpoint_id in _ids(dirty, checkpoint_ns):
+                if kind == "w":
+                    writes[checkpoint_id] = writes.get(checkpoint_id, 0) + 1
+            waiting = {checkpoint_id for kind, checkpoint_id in _ids(dirty, checkpoint_ns) if kind == "c"}
+            cached = {checkpoint_id for kind, checkpoint_id in _ids(clean, checkpoint_ns) if kind == "c"}
+            return Holdings(frozenset(waiting), frozenset(cached), writes)
+        return None
+
+    def checkpoints(
+        self, thread_id: str, checkpoint_ns: str, checkpoint_ids: Sequence[str]
+    ) -> dict[str, tuple[CheckpointRow, int]]:
+        """Return what waits of some checkpoints: each row and its size in bytes; what cannot be read is left out."""
+        keys = self._layout().thread(thread_id)
+        found: dict[str, tuple[CheckpointRow, int]] = {}
+        if not checkpoint_ids:
+            return found
+        with self._asking():
+            names = [field_name("c", checkpoint_ns, checkpoint_id) for checkpoint_id in checkpoint_ids]
+            [payloads] = self._read([(keys.dirty, "hmget", (names,))])
+            for name, payload in zip(names, payloads, strict=True):
+                record = None if payload is None else decode_record(name, payload)
+                if isinstance(record, DirtyCheckpoint):
+                    found[record.row.checkpoint_id] = record.row, len(payload)
+        return found
+
+    def sizes(self, thread_id: str, checkpoint_ns: str, refs: Sequence[str]) -> dict[str, int]:
+        """Return the sizes in bytes of those channel versions that wait."""
+        keys = self._layout().thread(thread_id)
+        with self._asking():
+            lengths = self._read([(keys.dirty, "hstrlen", (field_name("b", checkpoint_ns, ref),)) for ref in refs])
+            return {ref: length for ref, length in zip(refs, lengths, strict=True) if length}
+        return {}
+
     def _read(self, questions: Sequence[tuple[bytes, str, tuple[Any, ...]]]) -> list[Any]:
         def adds(key: bytes, command: str, args: tuple[Any, ...]) -> Any:
             return lambda pipeline: getattr(pipeline, command)(key, *args)
@@ -314,7 +397,39 @@ def page(
         after: The `next_after` of the page before.
         limit: How many at most, from 1 to 500.
     """
-    params: dict[str, Any] = {"prefix": prefix, "after": after, "limit": limit + 1}
+    names = _names(conn, buffer, prefix, after, limit + 1)
+    threads = _threads(conn, buffer, prefix, names[:limit])
+    return ThreadPage(threads, names[limit - 1] if len(names) > limit else None, buffer.trouble)
+
+
+def search(
+    conn: Connection[Any], buffer: Buffer, prefix: str, text: str, *, after: str | None = None, limit: int = 100
+) -> ThreadPage:
+    """Return threads whose id has a text in it, in whatever case.
+
+    It looks through 2,000 threads: a page may hold few or none, and another one follow.
+
+    Args:
+        conn: A connection to Postgres.
+        buffer: The application's.
+        prefix: The application.
+        text: The text.
+        after: The `next_after` of the page before.
+        limit: How many at most, from 1 to 500.
+    """
+    names = _names(conn, buffer, prefix, after, SEARCHED + 1)
+    found = [name for name in names[:SEARCHED] if text.casefold() in name.casefold()]
+    next_after = found[limit - 1] if len(found) > limit else names[SEARCHED - 1] if len(names) > SEARCHED else None
+    return ThreadPage(_threads(conn, buffer, prefix, found[:limit]), next_after, buffer.trouble)
+
+
+def one(conn: Connection[Any], buffer: Buffer, prefix: str, thread_id: str) -> Thread:
+    """Return one thread, as a page has it; what there is none of is `none`."""
+    return _threads(conn, buffer, prefix, [thread_id])[0]
+
+
+def _names(conn: Connection[Any], buffer: Buffer, prefix: str, after: str | None, limit: int) -> list[str]:
+    params: dict[str, Any] = {"prefix": prefix, "after": after, "limit": limit}
     condition = "WHERE thread_id > %(after)s" if after is not None else ""
     first: list[str] = []
     for piece in buffer.names():
@@ -322,14 +437,12 @@ def page(
         first = [row["thread_id"] for row in rows]
     is_open = f"{'AND' if condition else 'WHERE'} prefix = %(prefix)s AND token > 0"
     found = _rows(conn, _NAMES.format(after=condition, and_open=is_open), params | {"buffered": first})
-    names = [row["thread_id"] for row in found]
-    threads = _threads(conn, buffer, prefix, names[:limit])
-    return ThreadPage(threads, names[limit - 1] if len(names) > limit else None, buffer.trouble)
+    return [row["thread_id"] for row in found]
 
 
 def show(conn: Connection[Any], buffer: Buffer, prefix: str, thread_id: str) -> Details:
     """Look at one thread; what there is none of is `none`."""
-    [thread] = _threads(conn, buffer, prefix, [thread_id])
+    thread = one(conn, buffer, prefix, thread_id)
     params = {"thread": thread_id}
     namespaces = [Namespace(**row) for row in _rows(conn, _NAMESPACES_OF, params)]
     [size] = _rows(conn, _SIZE_OF, params)
@@ -345,10 +458,10 @@ def _threads(conn: Connection[Any], buffer: Buffer, prefix: str, names: list[str
 
 
 def _thread(row: Mapping[str, Any], inside: _InBuffer | None) -> Thread:
-    last_id, last_at = row["checkpoint_id"], _written(row["ts"])
+    last_id, last_at = row["checkpoint_id"], written(row["ts"])
     # Redis also keeps the head of what is flushed; the later one of the two is the latest.
     if inside is not None and inside.head is not None and inside.head > (last_id or ""):
-        last_id, last_at = inside.head, _made(inside.head)
+        last_id, last_at = inside.head, made(inside.head)
     in_postgres = row["checkpoints"] > 0
     where: Where
     if inside is None:
@@ -376,12 +489,20 @@ def _rows(conn: Connection[Any], query: str, params: Mapping[str, Any]) -> list[
         return cursor.execute(query.encode(), params).fetchall()
 
 
+def _ids(names: Sequence[bytes], checkpoint_ns: str) -> Iterator[tuple[str, str]]:
+    """Yield kind and checkpoint id of the records of a namespace that belong to a checkpoint."""
+    for name in names:
+        kind, ns, *parts = name.decode("utf-8", "replace").split("\0")
+        if kind in ("c", "w") and ns == checkpoint_ns and parts:
+            yield kind, parts[0]
+
+
 def _moment(score: float | None) -> datetime | None:
     """Return when a thread became dirty, by its score; that of a pinned one is infinite."""
     return None if score is None or math.isinf(score) else datetime.fromtimestamp(score / 1_000, UTC)
 
 
-def _written(text: str | None) -> datetime | None:
+def written(text: str | None) -> datetime | None:
     """Return the time that a checkpoint says, whoever wrote it."""
     try:
         found = datetime.fromisoformat(text or "")
@@ -390,7 +511,7 @@ def _written(text: str | None) -> datetime | None:
     return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
 
-def _made(checkpoint_id: str) -> datetime | None:
+def made(checkpoint_id: str) -> datetime | None:
     """Return the time inside a checkpoint's id, as LangGraph makes them (UUID version 6)."""
     try:
         made = UUID(checkpoint_id)

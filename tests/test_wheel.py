@@ -59,6 +59,11 @@ def test_the_wheel_holds_the_data_files(wheel: Path) -> None:
         files = {f"{target}/{path.name}" for path in source.glob("*.sql")}
         assert files
         assert files - names == set()
+    for folder in ("templates", "static"):
+        console = ROOT / "observability/console" / folder
+        kept = {f"observability/console/{folder}/{path.name}" for path in console.iterdir()}
+        assert kept
+        assert kept - names == set()
     assert {"checkpointer/py.typed", "observability/py.typed"} <= names
     for hook in ("console", "thread_log", "run_events", "system_errors"):
         assert f"{hook} = observability.hooks.{hook}:create" in points

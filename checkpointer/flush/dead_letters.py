@@ -41,6 +41,7 @@ SELECT id, thread_id, checkpoint_ns, checkpoint_id, kind, field, sequence, octet
 
 _LIST = f"""{_COLUMNS} FROM checkpoint_dead_letters
 WHERE prefix = %s AND (%s::text IS NULL OR thread_id = %s::text) AND (%s OR resolved_at IS NULL)
+    AND (%s::bigint IS NULL OR id < %s::bigint)
 ORDER BY id DESC LIMIT %s
 """
 
@@ -96,9 +97,9 @@ class DeadLetter:
     content: dict[str, Any] | None = None
 
 
-def listing(prefix: str, thread_id: str | None, limit: int, include_resolved: bool) -> Query:
-    """Ask for dead letters, the newest first."""
-    return Query(_LIST, (prefix, thread_id, thread_id, include_resolved, limit))
+def listing(prefix: str, thread_id: str | None, limit: int, include_resolved: bool, before: int | None = None) -> Query:
+    """Ask for dead letters, the newest first; with `before` only those with a lower number."""
+    return Query(_LIST, (prefix, thread_id, thread_id, include_resolved, before, before, limit))
 
 
 def showing(prefix: str, letter_id: int) -> Query:

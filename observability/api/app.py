@@ -9,6 +9,7 @@ import contextlib
 import os
 from collections.abc import AsyncIterator
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, FastAPI, HTTPException, Request
@@ -56,12 +57,15 @@ def create_app(
         tickets: For streams in a browser, with a key if several processes serve the same clients.
         registry: What `/metrics` shows; by default prometheus-client's own.
 
+    With the extra `console` installed, the console is at `/console`.
+
     Raises:
         ConfigurationError: There is no connection string, or one that cannot be read.
     """
     streams = streams or Streams()
     tickets = tickets or Tickets()
     postgres_uri = postgres_uri or os.environ.get("POSTGRES_URI") or None
+    schema = schema or os.environ.get("CHECKPOINTER_SCHEMA") or None
     store = Store(postgres_uri, schema=schema)
     authorize = BearerTokens(store, admin_token=admin_token)
     target = open_target(postgres_uri, redis_url, prefix=prefix, schema=schema)
@@ -105,4 +109,11 @@ def create_app(
     app.include_router(
         create_health_router(store=store, redis_url=redis_url, authorize_metrics=authorize, registry=registry)
     )
+    if find_spec("jinja2") is not None:
+        from checkpointer.inspection import Inspector
+        from observability.console import create_console_router
+
+        assert postgres_uri is not None  # the store would have refused
+        inspector = Inspector(postgres_uri, redis_url, prefix=prefix, schema=schema)
+        app.include_router(create_console_router(tokens=authorize, store=store, streams=streams, inspector=inspector))
     return app

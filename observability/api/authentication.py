@@ -50,9 +50,20 @@ class BearerTokens:
             HTTPException: 401 without valid credentials, 429 after too many failures.
             StoreUnavailableError: The token cannot be looked up.
         """
-        client = client_key(request.client.host if request.client else None)
+        return await self.check(_token_of(request), client_key(request.client.host if request.client else None))
+
+    async def check(self, token: str | None, client: str) -> Principal:
+        """Return the principal of a token, wherever it came from; failures count all the same.
+
+        Args:
+            token: As it was given; None if it was not.
+            client: What the client is counted by (`limits.client_key`).
+
+        Raises:
+            HTTPException: 401 for one that is not valid, 429 after too many failures.
+            StoreUnavailableError: The token cannot be looked up.
+        """
         _refuse_if(self._by_client.full_for(client))
-        token = _token_of(request)
         if token is None:
             # Counted too: whoever asks without credentials makes work for the audit.
             self._by_client.add(client)
@@ -60,7 +71,7 @@ class BearerTokens:
         given = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
         if self._admin is not None and hmac.compare_digest(given, self._admin):
             return Principal("admin-token", frozenset(SCOPES), "admin-token")
-        parts = tokens.split(token)
+        parts = tokens.split(token) if len(token) <= _LONGEST_TOKEN else None
         if parts is not None:
             _refuse_if(self._by_token.full_for(parts[0]))
             row = await self._store.run(tokens.lookup(parts[0]))
@@ -70,6 +81,30 @@ class BearerTokens:
             self._by_token.add(parts[0])
         self._by_client.add(client)
         raise _unauthorized("The bearer token is not valid.", ', error="invalid_token"')
+
+    async def recall(self, credential: str, seal: str) -> Principal | None:
+        """Return the principal of a token that was checked before; None if it is worth nothing any more.
+
+        Args:
+            credential: The principal's `credential`.
+            seal: What `seal` returned for it then.
+
+        Raises:
+            StoreUnavailableError: The token cannot be looked up.
+        """
+        if not hmac.compare_digest(seal.encode(), self.seal(credential).encode()):
+            return None
+        if credential == "admin-token":
+            return None if self._admin is None else Principal(credential, frozenset(SCOPES), credential)
+        token_id = credential.removeprefix("token ")
+        row = await self._store.run(tokens.lookup(token_id))
+        return None if row is None else Principal(row["name"], frozenset(row["scopes"]), credential)
+
+    def seal(self, credential: str) -> str:
+        """Return what changes with the token behind a credential, for those that can change in place."""
+        if credential != "admin-token" or self._admin is None:
+            return ""
+        return hashlib.sha256(b"checkpointer-session:" + self._admin).hexdigest()[:32]
 
 
 def _token_of(request: Request) -> str | None:

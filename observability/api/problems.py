@@ -17,7 +17,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from checkpointer.errors import CheckpointerError, ConfigurationError, NotSetUpError, StoreUnavailableError
+from checkpointer.errors import (
+    CheckpointerError,
+    ConfigurationError,
+    FlushIncompleteError,
+    InvalidConfigError,
+    NotSetUpError,
+    StoreUnavailableError,
+    TierUnavailableError,
+    UnknownDeadLetterError,
+)
 from checkpointer.events import describe_error
 from observability.api.limits import Window, client_key
 from observability.errors.acting import note
@@ -123,12 +132,18 @@ def response_to(exc: Exception) -> JSONResponse | None:
         return problem(exc.status_code, detail, headers=dict(exc.headers or {}))
     if isinstance(exc, InvalidCursorError):
         return problem(400, str(exc), code="invalid_cursor")
-    if isinstance(exc, ConfigurationError):
+    if isinstance(exc, ConfigurationError | InvalidConfigError):
         return problem(422, str(exc), code="invalid_request")
     if isinstance(exc, NotSetUpError):
         return problem(503, str(exc), code="not_set_up", headers={"Retry-After": str(_RETRY_SECONDS)})
     if isinstance(exc, StoreUnavailableError):
         return problem(503, str(exc), code="store_unavailable", headers={"Retry-After": str(_RETRY_SECONDS)})
+    if isinstance(exc, TierUnavailableError):
+        return problem(503, str(exc), code="buffer_unavailable", headers={"Retry-After": str(_RETRY_SECONDS)})
+    if isinstance(exc, FlushIncompleteError):
+        return problem(409, str(exc), code="flush_incomplete")
+    if isinstance(exc, UnknownDeadLetterError):
+        return problem(404, str(exc), code="unknown_dead_letter")
     return None
 
 
@@ -194,8 +209,8 @@ def route_class(refusals: Refusals) -> type[APIRoute]:
             async def guarded(request: Request) -> Response:
                 try:
                     _check_site(request)
-                    _check_length(request)
-                    response = await handle(Request(request.scope, _limited(request.receive)))
+                    check_length(request)
+                    response = await handle(Request(request.scope, limited_body(request.receive)))
                 # Whatever it is, no detail of it may get out.
                 except Exception as exc:  # noqa: BLE001 - logged and answered with a problem
                     answer = response_to(exc)
@@ -228,13 +243,19 @@ def _check_site(request: Request) -> None:
         raise HTTPException(403, "Another site may not do this with your cookies.")
 
 
-def _check_length(request: Request) -> None:
+def check_length(request: Request) -> None:
+    """Refuse a body that says that it is too long.
+
+    Raises:
+        HTTPException: 413.
+    """
     length = request.headers.get("content-length")
     if length is not None and length.isdecimal() and int(length[:20]) > BODY_BYTES:
         raise _too_long()
 
 
-def _limited(receive: Receive) -> Receive:
+def limited_body(receive: Receive) -> Receive:
+    """Return what receives a body and refuses the rest of one that is too long."""
     taken = 0
 
     async def limited() -> Message:

@@ -33,8 +33,10 @@ __all__ = [
     "group",
     "groups",
     "log",
+    "log_between",
     "newest_id",
     "one",
+    "open_groups",
     "since",
     "stats",
     "trends",
@@ -295,6 +297,18 @@ def log(thread_id: str, *, limit: int = 100, cursor: str | None = None) -> State
     return Statement(sql, params, read)
 
 
+def log_between(thread_id: str, since: datetime | None, until: datetime | None, *, limit: int) -> Statement[list[Row]]:
+    """The last lines of a thread's log from a span of time, the newest first; None leaves an end of it open."""
+    params = {"thread_id": safe_name(thread_id), "since": since, "until": until, "limit": _checked(limit)}
+    sql = """
+        SELECT id, level, message, created_at FROM thread_logs
+        WHERE thread_id = %(thread_id)s AND (%(since)s::timestamptz IS NULL OR created_at >= %(since)s::timestamptz)
+            AND (%(until)s::timestamptz IS NULL OR created_at < %(until)s::timestamptz)
+        ORDER BY id DESC LIMIT %(limit)s
+    """
+    return Statement(sql, params)
+
+
 @dataclass(frozen=True, slots=True)
 class Stats:
     """How it stands.
@@ -338,6 +352,10 @@ GROUP BY GROUPING SETS ((), (severity), (error_type))
 ORDER BY unresolved DESC, last_24h DESC, error_type, severity
 """
 _GROUP_COUNTS = f"SELECT {_STATUS} AS status, count(*) AS groups FROM system_error_groups GROUP BY 1"
+_OPEN_GROUPS = f"""
+SELECT severity, count(*) AS groups FROM system_error_groups
+WHERE ({_STATUS}) IN ('unresolved', 'regressed') GROUP BY severity
+"""
 
 
 def stats() -> Act[Stats]:
@@ -366,6 +384,11 @@ def stats() -> Act[Stats]:
         groups=dict.fromkeys(("unresolved", "regressed", "muted", "resolved"), 0)
         | {row["status"]: row["groups"] for row in statuses},
     )
+
+
+def open_groups() -> Statement[dict[str, int]]:
+    """How many groups are unresolved or have come back, by their worst severity."""
+    return Statement(_OPEN_GROUPS, {}, lambda rows: {row["severity"]: row["groups"] for row in rows})
 
 
 @dataclass(frozen=True, slots=True)
