@@ -104,3 +104,45 @@ def test_custom_hook_hears_of_a_nan_whatever_other_hooks_do(tmp_path: Path) -> N
     assert "broken: 0 delivered, 2 failed" in said
     assert "after unsubscribing there are: on_event_async, broken" in said
     assert "pager:    [warning] checkpoint_sanitized in application 'checkpointer'" in said
+
+
+def test_a_run_of_the_stock_saver_goes_on_with_ours_and_ends_with_the_stock_saver(tmp_path: Path) -> None:
+    said = run("migrate_from_postgres_saver.py", tmp_path)
+    stock, ours, again = re.split(r"\n\n", said.strip())
+    assert "3 checkpoints; next: tools; the agent: (calls the tool for Paris)" in stock
+    assert "5 checkpoints; next: tools; the agent: (calls the tool for Oslo)" in ours
+    assert "everything is in Postgres: True" in ours
+    assert "7 checkpoints; next: nothing; the agent: Paris: 11 degrees, rain; Oslo: 4 degrees, snow" in again
+    assert "the checkpoints of step 1 are still there, unchanged: True" in again
+
+
+def test_the_applications_own_login_decides_who_may_do_what(tmp_path: Path) -> None:
+    said = run("bring_your_own_auth.py", tmp_path)
+    answers = re.findall(r"^   (\w+) +([A-Z]+) +(/\S+) +(\d+)", said, re.MULTILINE)
+    found = [
+        (name, method, path.replace("/admin/system-errors", "~"), status) for name, method, path, status in answers
+    ]
+    assert found == [
+        ("nobody", "GET", "~", "401"),
+        *((name, "POST", "/login", "204") for name in ("vera", "oleg", "ada", "carl")),
+        ("carl", "GET", "~", "403"),
+        ("carl", "GET", "/threads/order-1/logs", "200"),
+        ("vera", "GET", "/threads/order-1/logs", "404"),
+        ("vera", "GET", "~", "200"),
+        ("vera", "POST", "~/1/resolve", "403"),
+        ("oleg", "POST", "~/1/resolve", "200"),
+        ("oleg", "DELETE", "~/1", "403"),
+        ("ada", "DELETE", "~/1", "200"),
+        ("ada", "GET", "~/audit", "200"),
+    ]
+    assert "warning: The payment did not go through; we have asked again." in said
+    assert "resolved by oleg: Asked for another card." in said
+    audit = re.findall(r"^   (\w+) +(\w+)$", said.partition("The audit:")[2], re.MULTILINE)
+    assert audit == [
+        ("refuse", "anonymous"),
+        ("refuse", "carl"),
+        ("refuse", "vera"),
+        ("resolve", "oleg"),
+        ("refuse", "oleg"),
+        ("delete", "ada"),
+    ]
