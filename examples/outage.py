@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 from _agent import NotingSaver, ask, build_agent, thread
 from langgraph.checkpoint.postgres import PostgresSaver
+from psycopg.rows import dict_row
 
 from checkpointer import embedded
 from observability import aread_thread_log, queries, subscribe_run_events
@@ -86,17 +87,26 @@ async def arrived_log(thread_id: str) -> list[dict[str, Any]]:
 
 
 def print_errors(postgres_uri: str) -> None:
-    """Print what two of the shipped queries answer, once the errors have arrived.
+    """Print what happened and what became of it, once it has arrived.
 
     What was reported while Postgres was away has waited in Redis, and arrives a few seconds after Postgres is back.
+    Since everything was flushed then, the errors are resolved as they arrive: nobody has to look at them.
     """
     deadline = time.monotonic() + 60
-    with psycopg.connect(postgres_uri, autocommit=True) as conn:
-        while not (criticals := queries.run(conn, "unresolved_criticals")) and time.monotonic() < deadline:
+    with psycopg.connect(postgres_uri, autocommit=True, row_factory=dict_row) as conn:
+        while time.monotonic() < deadline:
+            errors = conn.execute(
+                "SELECT error_type, thread_id, error_message, resolved_by, resolution_notes FROM system_errors "
+                "WHERE severity IN ('error', 'critical') ORDER BY created_at"
+            ).fetchall()
+            if len(errors) >= 2 and all(error["resolved_by"] for error in errors):
+                break
             time.sleep(0.2)
-        print("   query unresolved_criticals:")
-        for row in criticals:
-            print(f"      {row['error_type']} on {row['thread_id']}: {row['error_message']}")
+        for error in errors:
+            about = error["thread_id"] or "no single thread"
+            print(f"   {error['error_type']} on {about}: {error['error_message']}")
+            print(f"      resolved by {error['resolved_by']}: {error['resolution_notes']}")
+        print(f"   query unresolved_criticals: {len(queries.run(conn, 'unresolved_criticals'))} rows")
         print("   query frequency_by_type_24h:")
         for row in queries.run(conn, "frequency_by_type_24h"):
             print(f"      {row['error_type']}: {row['occurrences']}, at worst {row['worst_severity']}")

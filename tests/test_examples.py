@@ -78,6 +78,8 @@ def test_outage_is_told_to_everyone_and_loses_nothing(tmp_path: Path) -> None:
     assert f"critical: {notice}" in log
     admin = said.partition("What an administrator finds")[2]
     assert re.search(r"checkpoint_flush_error on outage-\w+: The database cannot be reached", admin)
+    assert re.search(r"resolved by system: \w+\.\w+ of .* UTC shows that this is over\.", admin)
+    assert "query unresolved_criticals: 0 rows" in admin
     assert "postgres_connection_error: 1, at worst error" in admin
     acknowledged, read = re.findall(r"acknowledged (\d+) checkpoints; stock PostgresSaver reads (\d+)", said)[0]
     assert int(acknowledged) == int(read) == 13
