@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -39,6 +40,13 @@ def test_there_is_a_test_for_every_example() -> None:
     names = [path.name for path in EXAMPLES.glob("[!_]*.py")]
     assert names
     assert [name for name in names if f'run("{name}"' not in source] == []
+
+
+def test_no_example_hides_a_library_from_those_beside_it() -> None:
+    names = [path.stem for path in EXAMPLES.iterdir()]
+    assert "quickstart" in names
+    # Python looks in a script's folder before it looks among what is installed.
+    assert [name for name in names if importlib.util.find_spec(name) is not None] == []
 
 
 @pytest.mark.parametrize("where", ["private servers", "given servers"])
@@ -148,3 +156,23 @@ def test_the_applications_own_login_decides_who_may_do_what(tmp_path: Path) -> N
         ("refuse", "oleg"),
         ("delete", "ada"),
     ]
+
+
+def test_opentelemetry_prints_spans_below_the_applications_and_metrics(tmp_path: Path) -> None:
+    said = run("opentelemetry_tracing.py", tmp_path)
+    spans, metrics = said.split("\n\n")
+    found = re.findall(r"span (\w{16})(?: below (\w{16}))?: ([\w ]+), [\d.]+ ms(?:; noted: (.*))?", spans)
+    (ours,) = [span for span, _, name, _ in found if name == "rate an answer"]
+    of_the_run = [(name, noted) for _, parent, name, noted in found if parent == ours]
+    assert sorted(of_the_run) == [
+        ("checkpointer get_tuple", ""),
+        ("checkpointer put", ""),
+        ("checkpointer put", ""),
+        ("checkpointer put", "put.sanitized"),
+        ("checkpointer put_writes", ""),
+        ("checkpointer put_writes", "put.sanitized"),
+    ]
+    assert ("", "checkpointer flush") in [(parent, name) for _, parent, name, _ in found]
+    assert "checkpointer.operation_duration{operation=put}: 3 times, " in metrics
+    assert "checkpointer.events{name=put.sanitized, severity=warning}: 2\n" in metrics
+    assert "checkpointer.flushed_checkpoints{}: 3\n" in metrics
