@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -39,6 +40,13 @@ def test_there_is_a_test_for_every_example() -> None:
     names = [path.name for path in EXAMPLES.glob("[!_]*.py")]
     assert names
     assert [name for name in names if f'run("{name}"' not in source] == []
+
+
+def test_no_example_hides_a_library_from_those_beside_it() -> None:
+    names = [path.stem for path in EXAMPLES.iterdir()]
+    assert "quickstart" in names
+    # Python looks in a script's folder before it looks among what is installed.
+    assert [name for name in names if importlib.util.find_spec(name) is not None] == []
 
 
 @pytest.mark.parametrize("where", ["private servers", "given servers"])
@@ -106,3 +114,65 @@ def test_custom_hook_hears_of_a_nan_whatever_other_hooks_do(tmp_path: Path) -> N
     assert "broken: 0 delivered, 2 failed" in said
     assert "after unsubscribing there are: on_event_async, broken" in said
     assert "pager:    [warning] checkpoint_sanitized in application 'checkpointer'" in said
+
+
+def test_a_run_of_the_stock_saver_goes_on_with_ours_and_ends_with_the_stock_saver(tmp_path: Path) -> None:
+    said = run("migrate_from_postgres_saver.py", tmp_path)
+    stock, ours, again = re.split(r"\n\n", said.strip())
+    assert "3 checkpoints; next: tools; the agent: (calls the tool for Paris)" in stock
+    assert "5 checkpoints; next: tools; the agent: (calls the tool for Oslo)" in ours
+    assert "everything is in Postgres: True" in ours
+    assert "7 checkpoints; next: nothing; the agent: Paris: 11 degrees, rain; Oslo: 4 degrees, snow" in again
+    assert "the checkpoints of step 1 are still there, unchanged: True" in again
+
+
+def test_the_applications_own_login_decides_who_may_do_what(tmp_path: Path) -> None:
+    said = run("bring_your_own_auth.py", tmp_path)
+    answers = re.findall(r"^   (\w+) +([A-Z]+) +(/\S+) +(\d+)", said, re.MULTILINE)
+    found = [
+        (name, method, path.replace("/admin/system-errors", "~"), status) for name, method, path, status in answers
+    ]
+    assert found == [
+        ("nobody", "GET", "~", "401"),
+        *((name, "POST", "/login", "204") for name in ("vera", "oleg", "ada", "carl")),
+        ("carl", "GET", "~", "403"),
+        ("carl", "GET", "/threads/order-1/logs", "200"),
+        ("vera", "GET", "/threads/order-1/logs", "404"),
+        ("vera", "GET", "~", "200"),
+        ("vera", "POST", "~/1/resolve", "403"),
+        ("oleg", "POST", "~/1/resolve", "200"),
+        ("oleg", "DELETE", "~/1", "403"),
+        ("ada", "DELETE", "~/1", "200"),
+        ("ada", "GET", "~/audit", "200"),
+    ]
+    assert "warning: The payment did not go through; we have asked again." in said
+    assert "resolved by oleg: Asked for another card." in said
+    audit = re.findall(r"^   (\w+) +(\w+)$", said.partition("The audit:")[2], re.MULTILINE)
+    assert audit == [
+        ("refuse", "anonymous"),
+        ("refuse", "carl"),
+        ("refuse", "vera"),
+        ("resolve", "oleg"),
+        ("refuse", "oleg"),
+        ("delete", "ada"),
+    ]
+
+
+def test_opentelemetry_prints_spans_below_the_applications_and_metrics(tmp_path: Path) -> None:
+    said = run("opentelemetry_tracing.py", tmp_path)
+    spans, metrics = said.split("\n\n")
+    found = re.findall(r"span (\w{16})(?: below (\w{16}))?: ([\w ]+), [\d.]+ ms(?:; noted: (.*))?", spans)
+    (ours,) = [span for span, _, name, _ in found if name == "rate an answer"]
+    of_the_run = [(name, noted) for _, parent, name, noted in found if parent == ours]
+    assert sorted(of_the_run) == [
+        ("checkpointer get_tuple", ""),
+        ("checkpointer put", ""),
+        ("checkpointer put", ""),
+        ("checkpointer put", "put.sanitized"),
+        ("checkpointer put_writes", ""),
+        ("checkpointer put_writes", "put.sanitized"),
+    ]
+    assert ("", "checkpointer flush") in [(parent, name) for _, parent, name, _ in found]
+    assert "checkpointer.operation_duration{operation=put}: 3 times, " in metrics
+    assert "checkpointer.events{name=put.sanitized, severity=warning}: 2\n" in metrics
+    assert "checkpointer.flushed_checkpoints{}: 3\n" in metrics
