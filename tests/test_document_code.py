@@ -63,7 +63,7 @@ FOLLOWING = {"--follow", "-f", "--watch"}
 # Programs of others, which are neither run nor checked.
 PROGRAMS = {
     *("apt-get", "cd", "docker", "export", "git", "kill", "mkdocs", "mypy", "openssl", "pg_dump", "redis-cli"),
-    *("ruff", "lint-imports", "set", "systemctl", "echo", "sudo", "jq"),
+    *("ruff", "lint-imports", "set", "systemctl", "echo", "sudo", "jq", ".", "xargs"),
 }
 SHELL_WORDS = {"&&", "||", ";", "|", "&", "\n"}
 
@@ -129,7 +129,7 @@ class Reader:
                 self.runner.run(eval(code, self.names))
             else:
                 exec(code, self.names)
-        promised = re.findall(r"^ *print\(.*\)  # (.*)$", block.code, re.MULTILINE)
+        promised = re.findall(r"^ *print\(.*\)(?:  |\n *)# (.*)$", block.code, re.MULTILINE)
         assert [line for line in said.getvalue().splitlines() if line in promised] == promised, said.getvalue()
 
     def both_sides(self, block: Block) -> None:
