@@ -88,6 +88,7 @@ class Reader:
             "CHECKPOINTER_ALERT_WEBHOOK": "http://127.0.0.1:9/",
             "CHECKPOINTER_ALERT_WEBHOOK_SECRET": "a secret",
             "CHECKPOINTER_ALERT_APPRISE": "json://127.0.0.1:9/",
+            "LANGGRAPH_AES_KEY": "0123456789abcdef",
         }
         self.stack = ExitStack()
         self.runner = asyncio.Runner()
