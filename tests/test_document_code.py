@@ -193,7 +193,8 @@ class Reader:
 
     def interpreter(self, arguments: list[str]) -> None:
         if arguments[:1] == ["-c"]:
-            with contextlib.redirect_stdout(io.StringIO()):
+            # Nobody is there to press Enter.
+            with contextlib.redirect_stdout(io.StringIO()), patch.object(builtins, "input", return_value=""):
                 exec(compile(arguments[1], "-c", "exec"), {"__name__": "__main__"})
         elif arguments[:1] == ["-m"]:
             module, rest = arguments[1], arguments[2:]
