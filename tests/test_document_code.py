@@ -513,6 +513,46 @@ def test_a_mistake_in_a_block_is_found(language: str, code: str, careless_reader
         execute(Block(ROOT / "README.md", 1, language, code), careless_reader)
 
 
+# Names of spans, which look like commands.
+SPANS = {"checkpointer put", "checkpointer flush_in_background"}
+
+
+def named_commands(text: str) -> list[str]:
+    """Return the commands that stand in the text itself."""
+    found = re.findall(r"(?<!`)`(checkpointer [^`\n]+)`", text)
+    return [one for one in found if one not in SPANS and "<" not in one]
+
+
+@pytest.mark.parametrize("path", [*documents(), *(ROOT / ".github").rglob("*.yml")], ids=name_of)
+def test_a_command_that_the_text_names_is_there_with_its_options(path: Path) -> None:
+    for text in named_commands(path.read_text()):
+        node, words = _command_tree(), shlex.split(text)[1:]
+        while words and hasattr(node, "commands"):
+            assert words[0] in node.commands, text
+            node = node.commands[words.pop(0)]
+        options = {name for parameter in node.params for name in parameter.opts} | {"--help"}
+        assert {word.partition("=")[0] for word in words if word.startswith("--")} <= options, text
+
+
+FORMS = sorted(path for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml") if path.name != "config.yml")
+
+
+@pytest.mark.parametrize("path", FORMS, ids=name_of)
+def test_a_form_for_issues_has_what_github_asks_for(path: Path) -> None:
+    form = yaml.safe_load(path.read_text())
+    assert form.keys() >= {"name", "description", "body"}
+    assert form.keys() <= {"name", "description", "body", "title", "labels", "assignees", "projects", "type"}
+    ids = [field["id"] for field in form["body"] if field["type"] != "markdown"]
+    assert len(set(ids)) == len(ids) > 0
+    for field in form["body"]:
+        attributes = field["attributes"]
+        assert field["type"] in ("markdown", "textarea", "input", "dropdown", "checkboxes")
+        assert "value" in attributes if field["type"] == "markdown" else attributes["label"]
+        if field["type"] in ("dropdown", "checkboxes"):
+            assert attributes["options"]
+            assert all(isinstance(one, dict) == (field["type"] == "checkboxes") for one in attributes["options"])
+
+
 def test_each_mark_stands_before_a_block() -> None:
     for document in documents():
         used = sum(bool(block.given) + bool(block.proved_by) for block in blocks(document))
