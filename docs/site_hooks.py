@@ -5,14 +5,27 @@ Not here: the pages' text, and the reference of Python names, which mkdocstrings
 
 from __future__ import annotations
 
+import json
+from functools import cache
 from typing import TYPE_CHECKING, Any
+
+from mkdocs.structure.files import File
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from mkdocs.structure.files import Files
+
 _PAGE = "reference/routes.md"
 _PLACE = "<!-- The list is put here when the site is built (docs/site_hooks.py). -->"
+_FILE = "reference/openapi.json"
 _CREDENTIALS = {"ticket": "a ticket", "none": "nothing"}
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the description of the HTTP interface as a file."""
+    files.append(File.generated(config, _FILE, content=json.dumps(_described())))
+    return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
@@ -24,11 +37,17 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return markdown.replace(_PLACE, "\n".join(_routes()))
 
 
-def _routes() -> Iterator[str]:
+@cache
+def _described() -> dict[str, Any]:
     from observability.api import create_app
 
     # It connects when it is asked something, which it is not.
-    described = create_app(postgres_uri="postgresql://localhost/none").openapi()
+    return create_app(postgres_uri="postgresql://localhost/none").openapi()
+
+
+def _routes() -> Iterator[str]:
+    described = _described()
+    yield "The whole description: [openapi.json](openapi.json).\n"
     for path, methods in described["paths"].items():
         for method, operation in methods.items():
             yield from _route(f"{method.upper()} {path}", operation, described)
