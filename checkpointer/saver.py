@@ -153,7 +153,7 @@ class BufferedPostgresSaver(PostgresSaver):
 
     @property
     def instruments(self) -> Instruments:
-        """What the saver can be measured by: `observability.metrics.prometheus(saver)`."""
+        """What the saver can be measured by: `observability.prometheus.PrometheusMetrics(saver)`."""
         return self._core.instruments
 
     @property
