@@ -23,10 +23,15 @@ def unresolved(thread_ids: Sequence[str]) -> Statement[dict[str, Row]]:
     """For each of these threads that has unresolved errors: `errors` (occurrences) and `worst_severity`."""
     # As the store has them: an id that Postgres cannot hold was stored in a form that it can.
     stored = {safe_name(thread): thread for thread in thread_ids}
+    # Thread by thread: for all at once Postgres would also go through the index of all that is unresolved.
     sql = f"""
-        SELECT thread_id, sum(occurrences)::bigint AS errors,
-               (ARRAY[{_RANKED}])[max(array_position(ARRAY[{_RANKED}], severity))] AS worst_severity
-        FROM system_errors WHERE resolved_at IS NULL AND thread_id = ANY(%(threads)s) GROUP BY thread_id
+        SELECT t.thread_id, found.errors, found.worst_severity
+        FROM unnest(%(threads)s::text[]) AS t (thread_id) CROSS JOIN LATERAL (
+            SELECT sum(e.occurrences)::bigint AS errors,
+                   (ARRAY[{_RANKED}])[max(array_position(ARRAY[{_RANKED}], e.severity))] AS worst_severity
+            FROM system_errors AS e WHERE e.thread_id = t.thread_id AND e.resolved_at IS NULL
+        ) AS found
+        WHERE found.errors IS NOT NULL
     """
 
     def read(rows: list[Row]) -> dict[str, Row]:
