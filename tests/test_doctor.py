@@ -31,6 +31,12 @@ if TYPE_CHECKING:
 QUIET: dict[str, Any] = {"hooks": (), "triggers": frozenset()}
 
 
+@pytest.fixture(autouse=True)
+def _spool_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The doctor tells of reports that other tests may have left in the session's."""
+    monkeypatch.setenv("CHECKPOINTER_SPOOL_DIR", str(tmp_path / "spool"))
+
+
 @pytest.fixture
 def saver(postgres_uri: str, redis_url: str, prefix: str) -> Iterator[BufferedPostgresSaver]:
     """A set-up saver that flushes only when told to."""
