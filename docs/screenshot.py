@@ -1,8 +1,8 @@
 """Take the picture of the console in the documents: `python docs/screenshot.py` (needs playwright and a Chromium).
 
-It runs `checkpointer demo`, signs in by its link when the story is over, and writes docs/images/console.png; with a folder
-as argument all pages, in light and dark and as a phone shows them, for looking at. Not here: claims about the pages
-(`tests/console`).
+It runs `checkpointer demo`, signs in by its link when the story is over, and writes docs/images/console.png; with a
+folder as argument all pages, in light and dark and as a phone shows them, for looking at. Not here: claims about the
+pages (`tests/console`).
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ FROM generate_series(1, {THREADS}) AS n, generate_series(0, 3) AS i;
 INSERT INTO checkpoint_dead_letters (prefix, thread_id, checkpoint_ns, kind, field, sequence, payload, error_type,
     error_message, event_id, resolved_at, resolution)
 SELECT 'scale', 'thread-' || lpad(n::text, 5, '0'), '', 'blob', '\\x620000786100', n, '\\x00', 'X', 'No.',
-    gen_random_uuid(), CASE WHEN n % 4 > 0 THEN now() END, CASE WHEN n % 4 > 0 THEN 'dropped' END
+    gen_random_uuid(), CASE WHEN n % 40 > 0 THEN now() END, CASE WHEN n % 40 > 0 THEN 'dropped' END
 FROM generate_series(1, {THREADS}) AS n;
 """
 
