@@ -30,6 +30,7 @@ def add_commands(app: "typer.Typer") -> None:
         "--open/--no-open", help="Open the console in a browser.", show_default="in a terminal of a desktop"
     )
     pace_option = typer.Option(help="Seconds to look around between scenes.", min=0, max=3_600)
+    json_option = typer.Option("--json", help="Tell it in JSON lines: `kind` and `text`.")
     exit_option = typer.Option("--exit", help="End after the story, instead of keeping the console open.")
 
     @app.command()
@@ -38,6 +39,7 @@ def add_commands(app: "typer.Typer") -> None:
         open_browser: Annotated[bool | None, open_option] = None,
         pace: Annotated[float, pace_option] = 6.0,
         leave: Annotated[bool, exit_option] = False,
+        as_json: Annotated[bool, json_option] = False,
     ) -> None:
         """Show what happens to agents when things break, on private servers: nothing has to be installed or set up.
 
@@ -53,22 +55,25 @@ def add_commands(app: "typer.Typer") -> None:
         ending = Ending()
         ending.mind_signals()
         try:
-            well = _tell(ending, pace, port, open_browser, stay=not leave)
+            well = _tell(ending, pace, port, open_browser, stay=not leave, as_json=as_json)
         finally:
             ending.ignore_signals()
         if not well:
             raise typer.Exit(1)
 
 
-def _tell(ending: "Ending", pace: float, port: int | None, open_browser: bool | None, *, stay: bool) -> bool:
+def _tell(
+    ending: "Ending", pace: float, port: int | None, open_browser: bool | None, *, stay: bool, as_json: bool
+) -> bool:
     # Only now, when signals are minded: it takes a while.
-    from checkpointer.demo.narration import Terminal
+    from checkpointer.demo.narration import Terminal, tell_in_json
     from checkpointer.demo.story import tell_story
 
     # What libraries log is told here in other words.
     logging.getLogger().addHandler(logging.NullHandler())
     wanted = _has_desktop() if open_browser is None else open_browser
-    return tell_story(Terminal(), ending, pace=pace, port=port or 0, open_browser=wanted, stay=stay)
+    tell = tell_in_json if as_json else Terminal()
+    return tell_story(tell, ending, pace=pace, port=port or 0, open_browser=wanted, stay=stay)
 
 
 def _has_desktop() -> bool:

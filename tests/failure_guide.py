@@ -66,8 +66,8 @@ _VOLATILE = (
     (r"(127\.0\.0\.1|localhost):\d+", r"\1:<port>"),
     (r"\bport \d{4,5}\b", "port <port>"),
     (r"\bafter \d+\.\d+ s", "after <n> s"),
-    (r'"seconds": \d+(?:\.\d+)?', '"seconds": <n>'),
-    (r'("id"): \d+', r"\1: <id>"),
+    (r'"seconds": \d+(?:\.\d+)?', '"seconds": "<n>"'),
+    (r'("id"): \d+', r'\1: "<id>"'),
 )
 # They count attempts, of which there are more on a slow machine.
 _UNSTEADY = ("flush_failures_total", "operation_failures_total")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 COMMANDS = tree()
 # They run until they are told to end; with a word of what they say first.
-LASTING = {"worker": "Flushing", "serve": "running on", "errors tail": "a\\"}
+LASTING = {"worker": "Flushing", "serve": "running on", "errors tail": "a\\", "demo": "Starting"}
 # So much that no cell is folded.
 WIDE = "1000"
 NO_PASSWORD = ("hunter2", "hunter3")
@@ -103,6 +103,7 @@ def arguments_for(name: str, world: World) -> tuple[list[object], int]:
         "doctor": ([], 1),  # the records that Postgres refuses
         "worker": (["--drain-timeout", 0], 1),
         "serve": (["--port", 0], 0),
+        "demo": (["--no-open"], 0),
         "flush": ([], 1),
         "logs": ([HOSTILE], 0),
         "buffer abandon": ([], 0),
@@ -159,6 +160,8 @@ def test_every_command_prints_one_json_document_when_asked_to(name: str, world: 
     assert not obeyed("".join(process.out))
     if name == "errors tail":
         assert HOSTILE in strings([json.loads(line) for line in process.out])
+    elif name == "demo":
+        assert {frozenset(json.loads(line)) for line in process.out} == {frozenset({"kind", "text"})}
     else:
         assert isinstance(json.loads("".join(process.out)), dict)
 

@@ -26,9 +26,8 @@ def common() -> set[str]:
 
 
 def options(name: str) -> set[str]:
-    return {opt for param in COMMANDS[name].params if param.param_type_name == "option" for opt in param.opts} | {
-        "--help"
-    }
+    given = [param for param in COMMANDS[name].params if param.param_type_name == "option"]
+    return {opt for param in given for opt in (*param.opts, *param.secondary_opts)} | {"--help"}
 
 
 def test_every_command_has_a_section_and_no_other() -> None:

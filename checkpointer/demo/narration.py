@@ -12,12 +12,12 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
-from checkpointer.cli_output import block
+from checkpointer.cli_output import block, print_json_line
 
-__all__ = ["Kind", "Line", "Tell", "Terminal"]
+__all__ = ["Kind", "Line", "Tell", "Terminal", "tell_in_json"]
 
 Kind = Literal["title", "say", "fault", "event", "screen", "look", "shell", "output", "proved", "failed"]
 
@@ -53,6 +53,11 @@ class Line:
 
 Tell = Callable[[Line], None]
 """Takes a line; called from any thread."""
+
+
+def tell_in_json(line: Line) -> None:
+    """Print a line as a JSON object, for programs."""
+    print_json_line(asdict(line))
 
 
 class Terminal:
