@@ -36,7 +36,7 @@ def add_commands(app: "typer.Typer") -> None:
     def demo(
         port: Annotated[int | None, port_option] = None,
         open_browser: Annotated[bool | None, open_option] = None,
-        pace: Annotated[float, pace_option] = 4.0,
+        pace: Annotated[float, pace_option] = 6.0,
         leave: Annotated[bool, exit_option] = False,
     ) -> None:
         """Show what happens to agents when things break, on private servers: nothing has to be installed or set up.

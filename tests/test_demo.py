@@ -222,7 +222,7 @@ def test_two_at_once_tell_the_whole_story_and_the_console_shows_it(start: Callab
         assert re.search(r"user sees  \[ann\] critical: .*It is buffered", text)
         assert re.search(r"user sees  \[ann\] info: This conversation is saved again", text)
         assert re.search(r"user sees  \[chen\] critical: .*administrator", text)
-        assert re.search(r'"\$URL/readyz"\n +\(status 503\)', text)
+        assert re.search(r'"\$URL/readyz"\n +\{.*"status": 503, "detail": "Not ready: postgres."', text)
         for secret in ("hunter2", "the-real-token"):
             assert secret not in text
     assert "".join(leaves.err) == ""

@@ -150,9 +150,9 @@ class Stage:
 
     def ask(self, path: str) -> Any:
         """Show what the HTTP interface answers, shortened, and return the whole."""
-        status, answer = self.console.get(path)
+        _, answer = self.console.get(path)
         self.tell("shell", f'curl -s -H "Authorization: Bearer $TOKEN" "$URL{path}"')
-        self.tell("output", ("" if status == 200 else f"(status {status}) ") + shortened(answer))
+        self.tell("output", shortened(answer))
         return answer
 
     def on_event(self, event: CheckpointEvent) -> None:
