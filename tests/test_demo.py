@@ -165,6 +165,8 @@ def start() -> Iterator[Callable[..., Demo]]:
                 start_new_session=True,
             )
             demo = Demo(process, folder, mark)
+            # Whoever outlives a killed demo for a moment removes its folder.
+            stack.callback(wait_until, lambda: demo.processes() == [])
             for stream, lines in ((process.stdout, demo.out), (process.stderr, demo.err)):
                 assert stream is not None
                 reader = threading.Thread(target=lambda s=stream, to=lines: to.extend(iter(s.readline, "")))
