@@ -209,6 +209,10 @@ class Inspector:
             return RedisStanding("No address of Redis is given: set REDIS_URL.", None)
         try:
             if self._partitions is None:
+                # Nothing is found while Postgres is away for whom it was never there.
+                with contextlib.suppress(StoreUnavailableError, NotSetUpError), self._connection() as conn:
+                    self._find_partitions(conn)
+            if self._partitions is None:
                 with contextlib.closing(redis_client(self._redis_url, _REDIS_SECONDS)) as client:
                     client.ping()
                 return RedisStanding(None, None)
@@ -449,9 +453,9 @@ def _readable(value: Any) -> str:
 def _parts(value: Any) -> Any:
     """Return what a value is made of, for one that JSON has no form for."""
     if callable(dump := getattr(value, "model_dump", None)):
-        return {"": type(value).__name__} | dump()
+        return {"(class)": type(value).__name__} | dump()
     if is_dataclass(value) and not isinstance(value, type):
-        return {"": type(value).__name__} | asdict(value)
+        return {"(class)": type(value).__name__} | asdict(value)
     if isinstance(value, set | frozenset):
         return sorted(value, key=repr)
     return repr(value)

@@ -115,10 +115,10 @@ def plant_errors(conn: psycopg.Connection[Any]) -> None:
     conn.execute(_HOURLY)
 
 
-def plant_letter(saver: Recording, conn: psycopg.Connection[Any]) -> int:
+def plant_letter(saver: Recording, conn: psycopg.Connection[Any], thread: str = POISONED) -> int:
     """Have Postgres refuse a record, and return the number of its dead letter; the next time it is taken."""
     forbid(conn)
-    put_steps(saver, POISONED, 3, {1: "blob"})
+    put_steps(saver, thread, 3, {1: "blob"})
     saver.flush()
     allow(conn)
     return saver.dead_letters.list()[0].id

@@ -49,6 +49,8 @@ class _Forms(HTMLParser):
         given = dict(attrs)
         if tag == "form":
             self.found.append({"action": given.get("action"), "fields": {}})
+        elif tag == "input" and given.get("type") in ("checkbox", "radio") and "checked" not in given:
+            return
         elif tag == "input" and self.found and given.get("name"):
             self.found[-1]["fields"][given["name"]] = given.get("value") or ""
 
