@@ -617,7 +617,7 @@ class Servers:
     def _start(self, temporary: bool, settings: Mapping[str, str], arguments: Sequence[str]) -> None:
         copies = self.data_dir / "programs"
         run_as = _identity(self.data_dir / "postgres")
-        remove = self.data_dir if temporary else copies
+        remove = self._remove = self.data_dir if temporary else copies
         watchdog = self._watchdog = _Watchdog(self._wait_for_leftovers(), run_as, remove)
         _let_go_in_forked_children(self)
         if not run_as.can_use(self.data_dir):
@@ -654,6 +654,8 @@ class Servers:
             finally:
                 if self._watchdog is not None:
                     self._watchdog.close()
+                    # Ctrl-C in a terminal can have hit the watchdog before it was a session of its own.
+                    shutil.rmtree(self._remove, ignore_errors=True)
                 fcntl.flock(self._lock, fcntl.LOCK_UN)
                 os.close(self._lock)
                 self._lock = None

@@ -19,6 +19,7 @@ from checkpointer.demo.proof import prove
 from checkpointer.demo.scenes import SCENES
 from checkpointer.demo.serving import listening, serving
 from checkpointer.demo.stage import NotSoError, Stage
+from checkpointer.errors import CheckpointerError
 from checkpointer.saver import BufferedPostgresSaver
 
 if TYPE_CHECKING:
@@ -68,21 +69,27 @@ def tell_story(
     """
     tell(Line("say", "Starting a private Postgres, a private Valkey and the console. They end with this command."))
     well = True
-    with (
-        contextlib.suppress(EndedError),
-        # Taken first: else a port that is taken would be found out late.
-        listening(port) as listener,
-        embedded.servers() as servers,
-        private_environment(servers) as folder,
-        _prepared(servers, tell, ending, pace, listener, folder) as stage,
-    ):
-        _introduce(stage)
-        if open_browser:
-            _open(stage.console)
-        stage.pause()
-        well = _play(stage, scenes)
-        if stay:
-            _stay(stage)
+    try:
+        with (
+            # Taken first: else a port that is taken would be found out late.
+            listening(port) as listener,
+            embedded.servers() as servers,
+            private_environment(servers) as folder,
+            _prepared(servers, tell, ending, pace, listener, folder) as stage,
+        ):
+            _introduce(stage)
+            if open_browser:
+                _open(stage.console)
+            stage.pause()
+            well = _play(stage, scenes)
+            if stay:
+                _stay(stage)
+    except EndedError:
+        pass
+    except CheckpointerError:
+        # Ctrl-C in a terminal hits what is just being started as well.
+        if not ending.asked:
+            raise
     tell(Line("say", "The servers have ended, and their folder is removed."))
     return well
 
