@@ -121,8 +121,6 @@ def test_a_case_waits_for_a_person_and_goes_on_in_another_process(with_servers: 
         "case-1 waits for you: run this again, with --yes or --no or at a terminal.",
     ]
     assert "***" not in first
-    # Nobody has decided yet, so it still waits.
-    assert run(begin, **with_servers).splitlines() == ["case-1 goes on.", *first.splitlines()[-2:]]
 
     second = run(go_on, **with_servers)
     assert second.count(PAID) == second.count(SENT) == 1

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from example_processes import commands
 
 if TYPE_CHECKING:
     from conftest import Addresses
@@ -42,8 +43,17 @@ def test_there_is_a_test_for_every_example() -> None:
     assert [name for name in names if f'run("{name}"' not in source] == []
 
 
+def test_there_are_instructions_and_tests_for_every_folder_of_examples() -> None:
+    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_example_*.py"))
+    folders = [path for path in EXAMPLES.iterdir() if path.is_dir() and not path.name.startswith("_")]
+    assert {folder.name for folder in folders} == {"fastapi_chat", "supervisor", "workers"}
+    for folder in folders:
+        assert f'commands("{folder.name}")' in tests
+        assert commands(folder.name)
+
+
 def test_no_example_hides_a_library_from_those_beside_it() -> None:
-    names = [path.stem for path in EXAMPLES.iterdir()]
+    names = [path.stem for path in EXAMPLES.iterdir()] + [path.stem for path in EXAMPLES.glob("*/*.py")]
     assert "quickstart" in names
     # Python looks in a script's folder before it looks among what is installed.
     assert [name for name in names if importlib.util.find_spec(name) is not None] == []
