@@ -214,12 +214,27 @@ def test_the_page_tells_of_an_outage_and_of_its_end_and_a_reload_goes_on(tmp_pat
         say(page, "fifth")
         expect(banner).to_have_text("Saving this conversation is slower than usual, but nothing is lost.")
         expect(answer(page, 5)).to_contain_text("Before that you said: fourth")
-        process.type("redis")
-        process.wait_for("redis is started again")
+        assert trouble == []
+
+        # Both are dead: nothing that was written is lost, and the page waits for them by itself.
+        process.type("postgres")
+        process.wait_for("postgres is killed", 2)
+        say(page, "sixth")
+        expect(page.locator(".problem")).to_contain_text("cannot be reached at the moment", timeout=PATIENCE)
+        expect(page.get_by_label("Message")).to_have_value("sixth")
+        page.reload()
+        waiting = "This conversation cannot be loaded at the moment. Trying again."
+        expect(banner).to_have_text(waiting, timeout=PATIENCE)
+        expect(page.get_by_role("button", name="Send")).to_be_disabled()
+        for name in ("postgres", "redis"):
+            process.type(name)
+            process.wait_for(f"{name} is started again")
+        expect(page.locator(".you")).to_have_text([HOSTILE, "second", "third", "fourth", "fifth"], timeout=PATIENCE)
+        expect(banner).not_to_have_text(waiting)
         say(page, "sixth")
         expect(answer(page, 6)).to_contain_text("Before that you said: fifth")
-
-        assert trouble == []
+        # A browser notes each refusal by itself.
+        assert [line for line in trouble if "503 (Service Unavailable)" not in line] == []
         page.close()
         assert process.end() == 0
 
@@ -254,6 +269,7 @@ def test_an_answer_that_a_reload_has_cut_off_is_begun_again(
             stranger.goto(address)
             expect(stranger.locator(".message")).to_have_count(0)
             expect(stranger).not_to_have_url(address)
+        page.close()
 
 
 def test_the_page_fits_a_phone(tmp_path: Path, with_servers: dict[str, str], browser: Browser) -> None:
@@ -268,3 +284,4 @@ def test_the_page_fits_a_phone(tmp_path: Path, with_servers: dict[str, str], bro
             assert box["x"] >= 0
             assert box["x"] + box["width"] <= 320
         assert trouble == []
+        page.close()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
-from example_processes import commands
+from example_processes import Process, commands
 
 if TYPE_CHECKING:
     from conftest import Addresses
@@ -166,6 +169,18 @@ def test_the_applications_own_login_decides_who_may_do_what(tmp_path: Path) -> N
         ("refuse", "oleg"),
         ("delete", "ada"),
     ]
+
+
+def test_the_application_with_its_own_login_stays_if_it_is_told_to(tmp_path: Path) -> None:
+    words = [sys.executable, str(EXAMPLES / "bring_your_own_auth.py"), "--serve"]
+    with Process(words, tmp_path, tmp_path, CHECKPOINTER_SPOOL_DIR=str(tmp_path / "spool")) as process:
+        url = process.wait_for(r"curl -b jar (http://\S+)/admin")
+        login = json.loads(process.wait_for(r"--json '(.*)'"))
+        with httpx.Client(base_url=url, timeout=60) as client:
+            assert client.post("/login", json=login).status_code == 204
+            (error,) = client.get("/admin/system-errors").json()["errors"]
+        assert error["error_message"] == "The bank refused the card."
+        assert process.end(signal.SIGINT) == 0
 
 
 def test_opentelemetry_prints_spans_below_the_applications_and_metrics(tmp_path: Path) -> None:

@@ -128,10 +128,19 @@ function watch(thread) {
 
 // -- Begin --------------------------------------------------------------------------------------------------------------
 
-const { thread, messages: earlier, unfinished } = await open().catch((error) => {
-  show("problem", `${error.message} Reload the page to try again.`);
-  throw error;
-});
+// While neither server can say what was said, there is nothing to show but that.
+async function opened() {
+  for (;;) {
+    try {
+      return await open();
+    } catch (error) {
+      say("offline", `${error.message} Trying again.`);
+      await new Promise((later) => setTimeout(later, 3000));
+    }
+  }
+}
+
+const { thread, messages: earlier, unfinished } = await opened();
 watch(thread);
 earlier.forEach((message) => show(message.from, message.text));
 const conversation = `/conversations/${encodeURIComponent(thread)}`;
@@ -159,5 +168,6 @@ document.getElementById("new").addEventListener("click", () => {
 });
 window.addEventListener("hashchange", () => location.reload());
 
+send.disabled = false;
 text.focus();
 if (unfinished) await stream(`${conversation}/continue`, {});
