@@ -57,6 +57,8 @@ class Done:
 SCRIPT = "import sys; from checkpointer.cli import main; sys.exit(main())"
 
 _ADDRESSES = ("POSTGRES_URI", "REDIS_URL", "CHECKPOINTER_PREFIX", "CHECKPOINTER_SCHEMA", "COLUMNS")
+# Without a buffer what is printed goes out at once, and cannot fail at the end.
+_LEFT_OUT = (*_ADDRESSES, "PYTHONUNBUFFERED")
 
 
 def tree() -> dict[str, Any]:
@@ -137,7 +139,7 @@ def running(*arguments: object, **environment: str) -> Iterator[Running]:
 
 def alone(environment: dict[str, str]) -> dict[str, str]:
     """Return an environment without any addresses but these."""
-    return {name: value for name, value in os.environ.items() if name not in _ADDRESSES} | {
+    return {name: value for name, value in os.environ.items() if name not in _LEFT_OUT} | {
         "NO_COLOR": "1",
         **environment,
     }
