@@ -144,17 +144,17 @@ def obey(servers: embedded.Servers) -> None:
     """Kill and start the private servers as lines on standard input say, to see what the page makes of it."""
     print("Type postgres or redis and Enter to kill that server, and once more to start it again.", flush=True)
     by_name = {"postgres": servers.postgres, "redis": servers.valkey}
-    while line := os.read(0, 100):  # not sys.stdin, which a thread must not hold when the program ends
-        name = line.decode(errors="replace").strip()
-        server = by_name.get(name)
-        if server is None:
-            print("postgres or redis?", flush=True)
-        elif server.is_alive():
-            server.kill()
-            print(f"*** {name} is killed", flush=True)
-        else:
-            server.start()
-            print(f"*** {name} is started again", flush=True)
+    while typed := os.read(0, 1_000):  # not sys.stdin, which a thread must not hold when the program ends
+        for name in typed.decode(errors="replace").split():
+            server = by_name.get(name)
+            if server is None:
+                print("postgres or redis?", flush=True)
+            elif server.is_alive():
+                server.kill()
+                print(f"*** {name} is killed", flush=True)
+            else:
+                server.start()
+                print(f"*** {name} is started again", flush=True)
 
 
 def main() -> None:
