@@ -77,6 +77,7 @@ async function stream(path, body) {
 // -- The banner: what the saver tells of this conversation ------------------------------------------------------------
 
 let fading;
+let again;
 
 function say(state, sentence, seconds) {
   clearTimeout(fading);
@@ -106,14 +107,20 @@ function watch(thread) {
   async function catchUp() {
     early = early || [];
     if (banner.dataset.state === "offline") say("", "");
+    const seen = banner.dataset.state === "degraded"; // then its end is news
     try {
       const answer = await fetch(`${path}/logs?limit=50`);
       const { lines = [] } = await answer.json();
-      lines.forEach((line) => take(line.level, line.message, line.context?.outcome, false));
+      // As they happened: a line that could not be stored at once stands behind later ones.
+      lines.sort((one, other) => Date.parse(one.created_at) - Date.parse(other.created_at));
+      lines.forEach((line) => take(line.level, line.message, line.context?.outcome, seen));
     } finally {
       early.forEach(act);
       early = null;
     }
+    // The line that says that it is over may be on its way.
+    clearTimeout(again);
+    if (banner.dataset.state === "degraded") again = setTimeout(catchUp, 5000);
   }
 
   source.onopen = catchUp;
