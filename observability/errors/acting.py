@@ -378,7 +378,7 @@ def _resolve_rows(
 
 def _lock(fingerprints: Sequence[str | None]) -> Statement[list[Row]]:
     return Statement(
-        "SELECT fingerprint, status, resolved_at FROM system_error_groups "
+        "SELECT fingerprint, status FROM system_error_groups "
         "WHERE fingerprint = ANY(%(fingerprints)s) ORDER BY fingerprint FOR UPDATE",
         {"fingerprints": sorted({name for name in fingerprints if name is not None})},
     )

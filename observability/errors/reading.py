@@ -273,7 +273,7 @@ def audit(
 
 
 def log(thread_id: str, *, limit: int = 100, cursor: str | None = None) -> Statement[Page]:
-    """The last lines of a thread's log, the oldest of them first; the next page holds earlier ones.
+    """The lines of a thread's log that arrived last, by when they happened; the next page holds earlier ones.
 
     Raises:
         InvalidCursorError: It is not a cursor of this list.
@@ -292,7 +292,9 @@ def log(thread_id: str, *, limit: int = 100, cursor: str | None = None) -> State
 
     def read(rows: list[Row]) -> Page:
         page = newest_first(rows)
-        return Page(page.rows[::-1], page.next_cursor)
+        # Lines that waited for Postgres have a later id than their time says.
+        ordered = sorted(page.rows, key=lambda row: (row["created_at"] is not None, row["created_at"], row["id"]))
+        return Page(ordered, page.next_cursor)
 
     return Statement(sql, params, read)
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import threading
+import functools
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
-import uvicorn
-from helpers import wait_until
+from serving import listening, make_token
 from visits import ADMIN, Visit, visiting
 
 from checkpointer.store import schema
 from observability.api import Streams, create_app
-from observability.errors.statements import run
-from observability.tokens import create
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -68,32 +65,11 @@ async def admin(app: FastAPI) -> AsyncIterator[Visit]:
 @pytest.fixture
 def token(api_uri: str) -> Callable[..., str]:
     """Makes a token with some scopes."""
-
-    def make(*scopes: str, name: str = "ann", **options: Any) -> str:
-        with psycopg.connect(api_uri, autocommit=True) as connection:
-            return run(connection, create(name, scopes, actor="test", **options)).token
-
-    return make
+    return functools.partial(make_token, api_uri)
 
 
 @pytest.fixture
 def serve() -> Iterator[Callable[[FastAPI, Streams], str]]:
     """Serves an application for real, and returns where."""
     with contextlib.ExitStack() as stack:
-
-        def start(app: FastAPI, streams: Streams) -> str:
-            config = uvicorn.Config(app, port=0, log_config=None, access_log=False, proxy_headers=False)
-            server = uvicorn.Server(config)
-            thread = threading.Thread(target=server.run)
-            thread.start()
-
-            def end() -> None:
-                streams.end()
-                server.should_exit = True
-                thread.join(60)
-
-            stack.callback(end)
-            wait_until(lambda: server.started)
-            return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-
-        yield start
+        yield lambda app, streams: stack.enter_context(listening(app, streams))[0]

@@ -551,3 +551,16 @@ def test_every_statement_names_no_schema_and_has_no_value_in_its_text() -> None:
     assert isinstance(statement, Statement)
     assert "needle" not in statement.sql
     assert "public." not in statement.sql
+
+
+def test_a_page_of_a_log_is_in_the_order_in_which_things_happened(store: Connection) -> None:
+    for message, seconds in (("over", 60), ("begun", 0), ("later", 90)):  # the second had to wait for Postgres
+        store.execute(
+            "INSERT INTO thread_logs (thread_id, level, message, created_at) VALUES ('t', 'info', %s, %s)",
+            [message, NOON + timedelta(seconds=seconds)],
+        )
+    page = run(store, reading.log("t", limit=2))
+    assert [row["message"] for row in page.rows] == ["begun", "later"]
+    assert [row["message"] for row in run(store, reading.log("t")).rows] == ["begun", "over", "later"]
+    (earlier,) = run(store, reading.log("t", limit=2, cursor=page.next_cursor)).rows
+    assert earlier["message"] == "over"

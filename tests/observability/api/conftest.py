@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import threading
+import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import psycopg
 import pytest
-import uvicorn
-from helpers import wait_until
+from serving import listening, make_token
 
 from checkpointer.store import schema
 from observability.api import Streams, create_app
-from observability.errors.statements import run
-from observability.tokens import create
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
+    import uvicorn
     from fastapi import FastAPI
 
 ADMIN = "an-administrators-token"
@@ -105,12 +104,7 @@ async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 @pytest.fixture
 def token(api_uri: str) -> Callable[..., str]:
     """Makes a token with some scopes."""
-
-    def make(*scopes: str, name: str = "ann", **options: Any) -> str:
-        with psycopg.connect(api_uri, autocommit=True) as connection:
-            return run(connection, create(name, scopes, actor="test", **options)).token
-
-    return make
+    return functools.partial(make_token, api_uri)
 
 
 @pytest.fixture
@@ -118,20 +112,8 @@ def serve() -> Iterator[Callable[[FastAPI, Streams], Served]]:
     with contextlib.ExitStack() as stack:
 
         def start(app: FastAPI, streams: Streams) -> Served:
-            config = uvicorn.Config(app, port=0, log_config=None, access_log=False, proxy_headers=False)
-            server = uvicorn.Server(config)
-            thread = threading.Thread(target=server.run)
-            thread.start()
-
-            def end() -> None:
-                streams.end()
-                server.should_exit = True
-                thread.join(60)
-
-            stack.callback(end)
-            wait_until(lambda: server.started)
-            port = server.servers[0].sockets[0].getsockname()[1]
-            return Served(f"http://127.0.0.1:{port}", streams, server, thread)
+            url, server, thread = stack.enter_context(listening(app, streams))
+            return Served(url, streams, server, thread)
 
         yield start
 
